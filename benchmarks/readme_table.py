@@ -1,0 +1,133 @@
+"""Fills the figures of README.md from results/, and from nothing else.
+
+    python benchmarks/readme_table.py           rewrites the block between the two markers
+    python benchmarks/readme_table.py --check   exits with 1 if the block is out of date
+
+results/demo.json      summary.json of `leanconv demo`
+results/bench_*.json   what `leanconv bench ... --json` wrote
+results/*.csv          one row a training run: study,model,arm,seed,top1_percent,...
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- figures: begin (benchmarks/readme_table.py) -->", "<!-- figures: end -->"
+ORDER = ["torch", "onnxruntime", "openvino", "onnxruntime-int8", "openvino-int8"]
+TITLES = {
+    "torch": "PyTorch",
+    "onnxruntime": "onnxruntime",
+    "openvino": "OpenVINO",
+    "onnxruntime-int8": "onnxruntime int8",
+    "openvino-int8": "OpenVINO int8",
+}
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, numbers to the right."""
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def milliseconds(ms: float) -> str:
+    return f"{ms:.3f} ms" if ms < 1 else f"{ms:.2f} ms" if ms < 10 else f"{ms:.1f} ms"
+
+
+def latency(results: list[dict[str, Any]]) -> str:
+    """One row a measurement: our time, then each rival's with how many times longer it took."""
+    rivals = [name for name in ORDER if any(name in r["rivals_ms"] for r in results)]
+    rows = []
+    for r in results:
+        cells = [
+            f"{milliseconds(r['rivals_ms'][name])} ({r['ratios'][name]:.1f}x)" if name in r["rivals_ms"] else ""
+            for name in rivals
+        ]
+        height, width = r["size"]
+        title = f"{r['model']}, {height}x{width}, batch {r['batch']}, {r['threads']} thread(s)"
+        rows.append([title, f"**{milliseconds(r['engine_ms'])}**", *cells])
+    machines = sorted({machine(r) for r in results})
+    note = (
+        "Medians of interleaved repeats in one run; leanconv runs the 1-bit network with real-valued layers in fp32, "
+        f"the others its float twin. On {'; '.join(machines)}."
+    )
+    return table(["network", "leanconv", *(TITLES[name] for name in rivals)], rows) + "\n\n" + note
+
+
+def machine(result: dict[str, Any]) -> str:
+    flags = set(result["machine"]["flags"])
+    best = "AVX-512 VPOPCNTDQ" if "avx512_vpopcntdq" in flags else "AVX-512" if "avx512f" in flags else "AVX2"
+    return f"{result['machine']['cpu']} ({best})"
+
+
+def demo(summary: dict[str, float]) -> str:
+    """The digits demo, float against 1-bit."""
+    s = summary
+    rows = [
+        ["float, PyTorch", f"{100 * s['float_top1']:.2f} %", f"{s['float_bytes']:,}", milliseconds(s["torch_ms"])],
+        ["float, onnxruntime", "", "", milliseconds(s["onnxruntime_ms"])],
+        [
+            "**1-bit, leanconv**",
+            f"{100 * s['engine_top1']:.2f} %",
+            f"{s['engine_bytes']:,}",
+            milliseconds(s["engine_ms"]),
+        ],
+    ]
+    return table([f"`make demo` (digits, {s['seconds']:.0f} s)", "top-1", "bytes", "one picture"], rows)
+
+
+def accuracy(rows: list[dict[str, str]]) -> str:
+    """Mean and deviation over the seeds of each trained network."""
+    groups: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for row in rows:
+        groups[row["study"], row["model"], row["arm"]].append(float(row["top1_percent"]))
+    lines = []
+    for (study, model, arm), values in sorted(groups.items()):
+        deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        name = f"{model} ({arm})" if arm else model
+        lines.append([f"{study}: {name}", f"{statistics.mean(values):.2f}{deviation}", str(len(values))])
+    return table(["trained network", "top-1 %", "seeds"], lines)
+
+
+def figures(results: Path) -> str:
+    """Everything that results/ holds, as Markdown."""
+    parts = []
+    benches = [json.loads(path.read_text()) for path in sorted(results.glob("bench_*.json"))]
+    if benches:
+        parts.append(latency(benches))
+    if (results / "demo.json").exists():
+        parts.append(demo(json.loads((results / "demo.json").read_text())))
+    rows = [row for path in sorted(results.glob("*.csv")) for row in csv.DictReader(path.open(newline=""))]
+    if rows:
+        parts.append(accuracy(rows))
+    return "\n\n".join(parts) or "Nothing was measured yet: results/ is empty."
+
+
+def filled(readme: str, results: Path) -> str:
+    """README.md with the block renewed."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"README.md lacks the markers {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{figures(results)}\n{END}{after}"
+
+
+def main() -> None:
+    path = ROOT / "README.md"
+    old = path.read_text()
+    new = filled(old, ROOT / "results")
+    if "--check" in sys.argv[1:]:
+        if new != old:
+            raise SystemExit("the figures of README.md are out of date: python benchmarks/readme_table.py")
+        return
+    path.write_text(new)
+
+
+if __name__ == "__main__":
+    main()

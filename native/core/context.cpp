@@ -1,0 +1,218 @@
+#include "core/context.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "core/error.h"
+
+namespace leanconv {
+
+namespace {
+
+size_t checked(size_t bytes) {
+    const double memory = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGE_SIZE));
+    if (memory > 0 && static_cast<double>(bytes) > memory)
+        fail("the picture is too large: this run needs ", bytes >> 20, " MiB, the machine has ", static_cast<size_t>(memory) >> 20,
+             "; use a smaller one");
+    return bytes;
+}
+
+void copy_map(const CopyArgs& a, int begin, int end) {
+    for (int y = begin; y < end; ++y) {
+        const float* from = a.from.data + int64_t{y} * a.from.row_pixels * a.from.pixel_stride;
+        float* to = a.to.data + int64_t{y} * a.to.row_pixels * a.to.pixel_stride;
+        if (a.from.pixel_stride == a.channels && a.to.pixel_stride == a.channels) {
+            std::memcpy(to, from, sizeof(float) * static_cast<size_t>(a.width) * static_cast<size_t>(a.channels));
+            continue;
+        }
+        for (int x = 0; x < a.width; ++x, from += a.from.pixel_stride, to += a.to.pixel_stride)
+            std::memcpy(to, from, sizeof(float) * static_cast<size_t>(a.channels));
+    }
+}
+
+void flatten(const CopyArgs& a) {
+    for (int c = 0; c < a.channels; ++c) {
+        float* to = a.to.data + int64_t{c} * a.height * a.width;
+        for (int p = 0; p < a.height * a.width; ++p) to[p] = a.from.data[int64_t{p} * a.from.pixel_stride + c];
+    }
+}
+
+// Up to 32 bits from bit `at` on.
+inline uint32_t bits_at(const uint32_t* words, int at, int count) {
+    const int word = at / 32, shift = at % 32;
+    uint64_t bits = words[word] >> shift;
+    if (shift + count > 32) bits |= uint64_t{words[word + 1]} << (32 - shift);
+    return static_cast<uint32_t>(count < 32 ? bits & ((uint64_t{1} << count) - 1) : bits);
+}
+
+void regroup(const RegroupArgs& a, int begin, int end) {
+    const int words = a.to_words / a.groups;
+    for (int y = begin; y < end; ++y)
+        for (int x = 0; x < a.width; ++x) {
+            const uint32_t* from = a.from + int64_t{y} * a.from_row + int64_t{x} * a.from_words;
+            uint32_t* to = a.to + int64_t{y} * a.to_row + int64_t{x} * a.to_words;
+            for (int g = 0; g < a.groups; ++g)
+                for (int w = 0; w < words; ++w)
+                    *to++ = bits_at(from, g * a.group_channels + w * 32, std::min(32, a.group_channels - w * 32));
+        }
+}
+
+void depthwise(const DepthwiseArgs& a, int begin, int end) {
+    constexpr int kChunk = 64;
+    for (int j = begin; j < end; ++j) {
+        const float* in = a.input + a.job_offset[j];
+        float* out = a.output + int64_t{j} * a.channels;
+        for (int c0 = 0; c0 < a.channels; c0 += kChunk) {
+            const int count = std::min(kChunk, a.channels - c0);
+            float sum[kChunk] = {};
+            for (int t = 0; t < a.taps; ++t) {
+                const float* x = in + a.tap_offset[t] + c0;
+                const float* w = a.weights + int64_t{t} * a.channels + c0;
+                for (int c = 0; c < count; ++c) sum[c] += x[c] * w[c];
+            }
+            std::memcpy(out + c0, sum, sizeof(float) * static_cast<size_t>(count));
+        }
+    }
+}
+
+}  // namespace
+
+Context::Context(std::shared_ptr<const Plan> plan, const Kernels& kernels)
+    : plan_(std::move(plan)), kernels_(kernels), arena_(checked(plan_->bytes)), stages_(plan_->stages), inputs_(plan_->inputs),
+      outputs_(plan_->outputs) {
+    for (Stage& s : stages_) {
+        for (size_t i = 0; i < s.steps.size(); ++i) {
+            for (Step& step : s.steps[i]) {
+                bind(step.real);
+                bind(step.bits);
+            }
+            s.epilogues[i].steps = s.steps[i].data();
+        }
+        for (size_t i = 0; i < s.binary.size(); ++i) {
+            bind(s.binary[i].input);
+            s.binary[i].epilogue = &s.epilogues[i % s.epilogues.size()];
+        }
+        for (size_t i = 0; i < s.real.size(); ++i) {
+            bind(s.real[i].input);
+            s.real[i].epilogue = &s.epilogues[i % s.epilogues.size()];
+        }
+        if (!s.epilogues.empty()) s.pool.epilogue = s.elementwise.epilogue = &s.epilogues.back();
+        bind(s.band.band);
+        bind(s.pool.input);
+        bind(s.elementwise.input);
+        bind(s.depthwise.input);
+        bind(s.depthwise.output);
+        bind(s.copy.from.data);
+        bind(s.copy.to.data);
+        bind(s.regroup.from);
+        bind(s.regroup.to);
+    }
+    for (CopyArgs& a : inputs_) bind(a.to.data);
+    for (CopyArgs& a : outputs_) bind(a.from.data);
+}
+
+template <class T>
+void Context::bind(T*& p) const {
+    if (p) p = reinterpret_cast<T*>(arena_.data() + reinterpret_cast<uintptr_t>(p));
+}
+
+void Context::load(int input, const Picture& picture) const {
+    const CopyArgs& a = inputs_[static_cast<size_t>(input)];
+    const int channels = a.channels;
+    for (int y = 0; y < a.height; ++y) {
+        float* to = a.to.data + int64_t{y} * a.to.row_pixels * a.to.pixel_stride;
+        if (picture.table) {
+            const uint8_t* from = static_cast<const uint8_t*>(picture.data) + int64_t{y} * a.width * channels;
+            for (int x = 0; x < a.width; ++x, to += a.to.pixel_stride)
+                for (int c = 0; c < channels; ++c) to[c] = picture.table[c * 256 + *from++];
+        } else {
+            const int64_t plane = int64_t{a.height} * a.width;
+            const float* from = static_cast<const float*>(picture.data) + int64_t{y} * a.width;
+            if (channels == 3)  // a picture: three streams at once
+                for (int x = 0; x < a.width; ++x, ++from, to += a.to.pixel_stride)
+                    to[0] = from[0], to[1] = from[plane], to[2] = from[2 * plane];
+            else
+                for (int x = 0; x < a.width; ++x, ++from, to += a.to.pixel_stride)
+                    for (int c = 0; c < channels; ++c) to[c] = from[c * plane];
+        }
+    }
+}
+
+void Context::store(int output, float* to) const {
+    const CopyArgs& a = outputs_[static_cast<size_t>(output)];
+    const int64_t plane = int64_t{a.height} * a.width;
+    for (int64_t p = 0; p < plane; ++p) {
+        const float* from = a.from.data + p * a.from.pixel_stride;
+        for (int c = 0; c < a.channels; ++c) to[c * plane + p] = from[c];
+    }
+}
+
+// Rows [begin, end) of the pooling: a band of the convolution's rows, then what can be pooled from it; rows that the next
+// band needs again move to its front.
+void Context::pooled(const Stage& s, int begin, int end, int slot) const {
+    const BandArgs& b = s.band;
+    float* const band = b.band + slot * b.slot_floats;
+    RealConvArgs conv = s.real[0];
+    PoolArgs pool = s.pool;
+    std::array<Step, 8> steps;
+    std::copy(s.steps[0].begin(), s.steps[0].end(), steps.begin());
+    const Epilogue epilogue = {steps.data(), s.epilogues[0].count, s.epilogues[0].channels};
+    conv.epilogue = &epilogue;
+    int front = 0, kept = 0;  // the band holds rows [front, kept)
+    for (int row = begin; row < end; row += b.pool_rows) {
+        const int stop = std::min(end, row + b.pool_rows);
+        const int first = std::max(0, row * pool.stride[0] - pool.padding[0]);
+        const int last = std::min(b.height, (stop - 1) * pool.stride[0] - pool.padding[0] + (pool.kernel[0] - 1) * pool.dilation[0] + 1);
+        const int fresh = row == begin ? first : std::max(first, kept);
+        if (fresh > first)
+            std::memmove(band, band + int64_t{first - front} * b.row_floats, sizeof(float) * static_cast<size_t>(fresh - first) * b.row_floats);
+        // the band stands for the whole map: row `first` lies at its start
+        float* const map = reinterpret_cast<float*>(reinterpret_cast<uintptr_t>(band) - sizeof(float) * static_cast<uintptr_t>(first) * b.row_floats);
+        steps[static_cast<size_t>(b.store)].real = map;
+        pool.input = map;
+        for (int block = 0; block < block_count(conv.out_channels); ++block)
+            kernels_.real_conv(conv, fresh * b.width, last * b.width, block);
+        kernels_.pool(pool, row * pool.out_width, stop * pool.out_width);
+        kept = last;
+        front = first;
+    }
+}
+
+void Context::unit(const Stage& s, const Unit& u, int slot) const {
+    switch (s.kind) {
+        case StageKind::binary: kernels_.binary_conv(s.binary[static_cast<size_t>(u.part)], u.begin, u.end, u.block); break;
+        case StageKind::real: kernels_.real_conv(s.real[static_cast<size_t>(u.part)], u.begin, u.end, u.block); break;
+        case StageKind::pooled: pooled(s, u.begin, u.end, slot); break;
+        case StageKind::depthwise: depthwise(s.depthwise, u.begin, u.end); break;
+        case StageKind::pool: kernels_.pool(s.pool, u.begin, u.end); break;
+        case StageKind::elementwise: kernels_.elementwise(s.elementwise, u.begin, u.end); break;
+        case StageKind::copy: copy_map(s.copy, u.begin, u.end); break;
+        case StageKind::regroup: regroup(s.regroup, u.begin, u.end); break;
+        case StageKind::flatten: flatten(s.copy); break;
+    }
+}
+
+void Context::run(size_t index, const Team* team) const {
+    const Stage& s = stages_[index];
+    if (team && !s.units.empty()) {
+        struct Work {
+            const Context* context;
+            const Stage* stage;
+        } work{this, &s};
+        team->run(static_cast<int>(s.units.size()),
+                  [](void* argument, int unit, int slot) {
+                      const Work& w = *static_cast<const Work*>(argument);
+                      w.context->unit(*w.stage, w.stage->units[static_cast<size_t>(unit)], slot);
+                  },
+                  &work);
+        return;
+    }
+    const int parts = static_cast<int>(s.part_jobs.size());
+    for (int p = 0; p < parts; ++p)
+        for (int b = 0; b < s.part_blocks[static_cast<size_t>(p)]; ++b) unit(s, {p, b, 0, s.part_jobs[static_cast<size_t>(p)]}, 0);
+}
+
+}  // namespace leanconv

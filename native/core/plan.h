@@ -1,0 +1,100 @@
+// What one run does, for one size of the inputs: stages with their kernel arguments, tables and places in one arena.
+//
+// Until a Context binds them to its memory, arena addresses in a plan are byte offsets (never 0: that is null).
+#pragma once
+
+#include <map>
+#include <vector>
+
+#include "core/pack.h"
+#include "core/program.h"
+#include "core/sizes.h"
+
+namespace leanconv {
+
+// A float map in the arena: pixel (y, x) at data + (y * row_pixels + x) * pixel_stride.
+struct MapRef {
+    float* data = nullptr;
+    int pixel_stride = 0;
+    int row_pixels = 0;
+};
+
+struct DepthwiseArgs {
+    const float* input;
+    const int32_t* job_offset;
+    const int32_t* tap_offset;
+    int taps;
+    const float* weights;  // [taps][channels]
+    int channels;
+    float* output;         // [jobs][channels]
+};
+
+// Map to map, and bits to bits with each group at the start of a word.
+struct CopyArgs {
+    MapRef from, to;
+    int height, width, channels;
+};
+
+struct RegroupArgs {
+    const uint32_t* from;        // first pixel inside the frame
+    uint32_t* to;
+    int height, width;
+    int from_row, to_row;        // words
+    int from_words, to_words;    // a pixel
+    int groups, group_channels;
+};
+
+// A convolution whose map only a pooling reads: a few rows of it at a time, so that the map never leaves the cache.
+struct BandArgs {
+    float* band;           // of slot 0; the part's `store` step writes here
+    int64_t slot_floats;   // from one slot's band to the next one's
+    int store;             // index of that step
+    int height, row_floats;  // of the convolution's map
+    int width;
+    int pool_rows;         // at a time
+};
+
+struct Unit {
+    int part, block, begin, end;
+};
+
+enum class StageKind : uint8_t { binary, real, pooled, depthwise, pool, elementwise, copy, regroup, flatten };
+
+struct Stage {
+    StageKind kind = StageKind::elementwise;
+    int op = 0;
+    std::vector<std::vector<Step>> steps;   // of each epilogue
+    std::vector<Epilogue> epilogues;        // one, or one a part; pooled: the convolution's and the pooling's
+    std::vector<BinaryConvArgs> binary;     // one a part
+    std::vector<RealConvArgs> real;
+    PoolArgs pool{};
+    BandArgs band{};
+    ElementwiseArgs elementwise{};
+    DepthwiseArgs depthwise{};
+    CopyArgs copy{};
+    RegroupArgs regroup{};
+    std::vector<int> part_jobs;             // jobs of each part
+    std::vector<int> part_blocks;
+    double cost = 0;                        // estimate in nanoseconds
+    std::vector<Unit> units;                // pieces for several threads; empty: not worth it
+};
+
+struct Plan {
+    std::vector<Size> sizes;                // of every value
+    std::vector<CopyArgs> inputs;           // `to` and sizes only
+    std::vector<CopyArgs> outputs;          // `from` and sizes only
+    std::vector<Stage> stages;
+    std::vector<double> macs_binary, macs_real;  // of each op
+    double cost = 0;
+    size_t bytes = 0;                       // of the arena
+    size_t zeroed = 0;                      // from here on the arena starts as zeros (frames, never written later)
+    std::map<uint64_t, std::vector<std::unique_ptr<std::vector<int32_t>>>> tables;
+    std::vector<Aligned<int32_t>> bases;
+};
+
+// A stage of less than `grain_ns` (estimated) is not split between threads.
+// Throws Error when the sizes do not fit the network.
+std::unique_ptr<const Plan> make_plan(const Program& program, const std::vector<PackedOp>& packed,
+                                      const std::vector<Size>& inputs, int threads, double grain_ns);
+
+}  // namespace leanconv

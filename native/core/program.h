@@ -1,0 +1,70 @@
+// A program of docs/format.md, typed and fully checked: whatever is built from it may trust every number in it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/file.h"
+#include "kernels/kernels.h"
+
+namespace leanconv {
+
+enum class OpKind : uint8_t {
+    binary_conv, binary_conv_transpose, conv, linear, max_pool, avg_pool, global_avg_pool, elementwise, concat, flatten
+};
+
+const char* op_kind_name(OpKind kind);
+const char* step_kind_name(StepKind kind);
+
+struct Value {
+    bool bits = false;
+    int channels = 0;
+};
+
+struct StepSpec {
+    StepKind kind = StepKind::affine;
+    int value = -1;                     // add, mul: read; store, sign: written
+    const Tensor* scale = nullptr;      // affine, sign; prelu: the slope
+    const Tensor* bias = nullptr;
+    float min = 0, max = 0;
+};
+
+struct Op {
+    OpKind kind = OpKind::elementwise;
+    std::string name;
+    std::vector<int> inputs;
+    int output = -1;  // concat, flatten
+    std::vector<StepSpec> steps;
+    const Tensor* weight = nullptr;
+    int channels = 0;  // of the result
+    int in_channels = 0;
+    int groups = 1;
+    int kernel[2] = {1, 1}, stride[2] = {1, 1}, dilation[2] = {1, 1};
+    int padding[4] = {0, 0, 0, 0};  // top, left, bottom, right
+    int output_padding[2] = {0, 0};
+    int pad_value = 0;
+    bool ceil_mode = false, count_include_pad = false;
+    int height = 1, width = 1;  // flatten
+};
+
+struct Port {
+    std::string name;
+    int value = 0;
+    int channels = 0;
+    int height = 0, width = 0;  // 0 = free; inputs only
+    int dims = 4;
+};
+
+struct Program {
+    Container file;  // owns the tensors
+    std::vector<Port> inputs, outputs;
+    std::vector<Value> values;
+    std::vector<Op> ops;
+    std::vector<float> mean, std;  // of the preprocessing; empty when there is none
+};
+
+// Throws Error (one line; without the file's name).
+Program parse_program(Container file);
+
+}  // namespace leanconv

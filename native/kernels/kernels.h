@@ -1,0 +1,101 @@
+// What an instruction set offers: one table of functions on raw pointers. No allocation, no threads, no Python.
+//
+// Layouts. Real maps: NHWC float, `pixel_stride` floats between pixels, never framed. Bit maps: NHWC uint32 words,
+// (channels + 31) / 32 words a pixel, channel c is bit c % 32 of word c / 32, inside a frame of zero words (= -1) wide
+// enough for every reader's padding; unused high bits of the last word are 0. Pixels are numbered y * width + x.
+// Output channels come in blocks of 64; the last block has lanes(rest) = rest rounded up to 16.
+#pragma once
+
+#include <cstdint>
+
+namespace leanconv {
+
+constexpr int kBlock = 64;
+
+constexpr int block_lanes(int out_channels, int block) {
+    const int rest = out_channels - block * kBlock;
+    return rest >= kBlock ? kBlock : (rest + 15) / 16 * 16;
+}
+constexpr int block_count(int channels) { return (channels + kBlock - 1) / kBlock; }
+
+enum class StepKind : uint8_t { affine, add, mul, clip, prelu, sigmoid, silu, hard_sigmoid, hard_swish, store, sign };
+
+// One step of docs/format.md with its addresses. Per-channel arrays are padded to a multiple of 64 floats.
+struct Step {
+    StepKind kind;
+    const float* scale = nullptr;       // affine, sign: may be null. prelu: the slope
+    const float* bias = nullptr;        // affine, sign: may be null
+    float min = 0, max = 0;             // clip (infinities where open)
+    float* real = nullptr;              // add, mul: read; store: written
+    int32_t pixel_stride = 0;           // of `real`; 0 = a 1x1 map, broadcast
+    uint32_t* bits = nullptr;           // sign: word of pixel p, channel c: bits[bit_offset[p] + c / 32]
+    const int32_t* bit_offset = nullptr;
+};
+
+struct Epilogue {
+    const Step* steps = nullptr;
+    int count = 0;
+    int channels = 0;  // valid channels; nothing is read from or written to real maps beyond them
+};
+
+// Jobs j in [begin, end) of one channel block. Job j computes output pixel (pixel ? pixel[j] : j).
+struct BinaryConvArgs {
+    const uint32_t* input;         // framed bit map
+    const int32_t* job_offset;     // word offset of job j's first tap
+    const int32_t* pixel;          // null = identity
+    const int32_t* word_offset;    // [words] offset of each reduction word from the job's first tap
+    int words;                     // reduction length in words
+    const uint32_t* weights;       // per block, at block * words * 64: [words][block_lanes]
+    const int32_t* base;           // [border cases][out_channels rounded up to 64]
+    const int32_t* border_case;    // of job j; result = base[case][channel] - 2 * popcount(input xor weight)
+    int out_channels;
+    const Epilogue* epilogue;
+};
+
+struct RealConvArgs {
+    const float* input;            // zero-framed (or unpadded) map
+    const int32_t* job_offset;     // float offset of job j's first tap
+    const int32_t* pixel;          // null = identity
+    const int32_t* run_offset;     // [runs] offsets of contiguous runs from the job's first tap
+    int runs;
+    int run_length;                // floats a run; the reduction has runs * run_length terms
+    const float* weights;          // per block, at block * runs * run_length * 64: [runs * run_length][block_lanes]
+    int out_channels;
+    const Epilogue* epilogue;
+};
+
+enum class PoolKind : uint8_t { max, avg };
+
+struct PoolArgs {
+    PoolKind kind;
+    const float* input;
+    int pixel_stride, height, width, channels;  // of the input
+    int out_width;
+    int kernel[2], stride[2], padding[2], dilation[2];
+    bool count_include_pad;
+    const Epilogue* epilogue;
+};
+
+struct ElementwiseArgs {
+    const float* input;
+    int pixel_stride, channels;
+    const Epilogue* epilogue;
+};
+
+struct Kernels {
+    const char* name;
+    bool (*supported)();  // by this processor
+    void (*binary_conv)(const BinaryConvArgs&, int begin, int end, int block);
+    void (*real_conv)(const RealConvArgs&, int begin, int end, int block);
+    void (*pool)(const PoolArgs&, int begin, int end);                // output pixels, all channels
+    void (*elementwise)(const ElementwiseArgs&, int begin, int end);  // pixels, all channels
+};
+
+// Built instruction sets, best first; the portable one is always last.
+extern const Kernels* const kBuiltKernels[];
+extern const int kBuiltKernelCount;
+
+// The best supported set, or the one that LEANCONV_ISA names; throws std::runtime_error with the choices otherwise.
+const Kernels& select_kernels();
+
+}  // namespace leanconv

@@ -1,0 +1,101 @@
+// Plain C++: the path that is always there, and the one that the others are read against.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "kernels.h"
+
+namespace leanconv::portable {
+namespace {
+
+struct V {
+    static constexpr int kLanes = 8;
+    struct F {
+        float v[kLanes];
+    };
+    template <class Op>
+    static F map(Op op) {
+        F r;
+        for (int i = 0; i < kLanes; ++i) r.v[i] = op(i);
+        return r;
+    }
+    static F set1(float a) { return map([=](int) { return a; }); }
+    static F load(const float* p) { return map([=](int i) { return p[i]; }); }
+    static F load_n(const float* p, int n) { return map([=](int i) { return i < n ? p[i] : 0.0f; }); }
+    static void store(float* p, F a) { store_n(p, a, kLanes); }
+    static void store_n(float* p, F a, int n) {
+        for (int i = 0; i < n; ++i) p[i] = a.v[i];
+    }
+    static F add(F a, F b) { return map([&](int i) { return a.v[i] + b.v[i]; }); }
+    static F mul(F a, F b) { return map([&](int i) { return a.v[i] * b.v[i]; }); }
+    static F div(F a, F b) { return map([&](int i) { return a.v[i] / b.v[i]; }); }
+    static F max(F a, F b) { return map([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
+    static F min(F a, F b) { return map([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
+    static F select_ge0(F x, F yes, F no) { return map([&](int i) { return x.v[i] >= 0 ? yes.v[i] : no.v[i]; }); }
+    static uint32_t ge0(F a) {
+        uint32_t bits = 0;
+        for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(a.v[i] >= 0) << i;
+        return bits;
+    }
+    static F base_minus_twice(const int32_t* base, const int32_t* pop) {
+        return map([=](int i) { return static_cast<float>(base[i] - 2 * pop[i]); });
+    }
+};
+
+}  // namespace
+
+#include "common_inl.h"
+
+namespace {
+
+// Number of ones, by adding neighbouring fields (a form that compilers vectorise).
+inline int32_t popcount(uint32_t x) {
+    x -= (x >> 1) & 0x55555555u;
+    x = (x & 0x33333333u) + ((x >> 2) & 0x33333333u);
+    x = (x + (x >> 4)) & 0x0f0f0f0fu;
+    x += x >> 8;
+    return static_cast<int32_t>((x + (x >> 16)) & 0x3fu);
+}
+
+void binary_conv(const BinaryConvArgs& a, int begin, int end, int block) {
+    const EpilogueRunner run(*a.epilogue);
+    const int lanes = block_lanes(a.out_channels, block);
+    const int padded = block_count(a.out_channels) * kBlock;
+    const uint32_t* weights = a.weights + int64_t{block} * a.words * kBlock;
+    for (int j = begin; j < end; ++j) {
+        alignas(64) int32_t pop[kBlock] = {};
+        const uint32_t* in = a.input + a.job_offset[j];
+        for (int k = 0; k < a.words; ++k) {
+            const uint32_t word = in[a.word_offset[k]];
+            const uint32_t* w = weights + int64_t{k} * lanes;
+            for (int c = 0; c < lanes; ++c) pop[c] += popcount(word ^ w[c]);
+        }
+        const int32_t* base = a.base + int64_t{a.border_case[j]} * padded + block * kBlock;
+        finish_binary(run, pixel_of(a.pixel, j), block, base, pop);
+    }
+}
+
+void real_conv(const RealConvArgs& a, int begin, int end, int block) {
+    const EpilogueRunner run(*a.epilogue);
+    const int lanes = block_lanes(a.out_channels, block);
+    for (int j = begin; j < end; ++j) {
+        alignas(64) float sum[kBlock] = {};
+        const float* w = a.weights + int64_t{block} * a.runs * a.run_length * kBlock;
+        for (int r = 0; r < a.runs; ++r) {
+            const float* in = a.input + a.job_offset[j] + a.run_offset[r];
+            for (int k = 0; k < a.run_length; ++k, w += lanes)
+                for (int c = 0; c < lanes; ++c) sum[c] += in[k] * w[c];
+        }
+        finish_real(run, pixel_of(a.pixel, j), block, sum);
+    }
+}
+
+bool supported() { return true; }
+
+}  // namespace
+
+extern const Kernels kKernels;
+const Kernels kKernels = {"portable", supported, binary_conv, real_conv, pool, elementwise};
+
+}  // namespace leanconv::portable

@@ -1,0 +1,169 @@
+// Every built and supported instruction set against loops that say what is meant, with guards around all that is written.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <random>
+
+#include "check.h"
+#include "kernels/kernels.h"
+
+using namespace leanconv;
+
+namespace {
+
+constexpr float kGuard = 12345.0f;
+
+std::mt19937 random_bits(1);
+
+float random_float() { return static_cast<float>(static_cast<int>(random_bits() % 2001) - 1000) / 256.0f; }
+
+template <class T, class Make>
+std::vector<T> filled(size_t count, Make make) {
+    std::vector<T> out(count);
+    for (T& x : out) x = static_cast<T>(make());
+    return out;
+}
+
+template <class Body>
+void each_isa(Body body) {
+    for (int i = 0; i < kBuiltKernelCount; ++i)
+        if (kBuiltKernels[i]->supported()) body(*kBuiltKernels[i]);
+}
+
+int all_lanes(int channels) {
+    const int last = block_count(channels) - 1;
+    return last * kBlock + block_lanes(channels, last);
+}
+
+}  // namespace
+
+TEST(binary_conv_kernels) {
+    for (int channels : {1, 15, 16, 17, 33, 48, 64, 65, 130})
+        for (int words : {0, 1, 2, 5, 8, 9, 18, 248, 249, 300})
+            for (int jobs : {1, 2, 3, 7, 18}) {
+                const auto input = filled<uint32_t>(static_cast<size_t>(words + jobs * 2), random_bits);
+                std::vector<int32_t> job_offset, word_offset, border, pixel;
+                for (int j = 0; j < jobs; ++j) {
+                    job_offset.push_back(j * 2);
+                    border.push_back(j % 3);
+                    pixel.push_back(jobs - 1 - j);
+                }
+                for (int k = 0; k < words; ++k) word_offset.push_back(words - 1 - k);
+                std::vector<uint32_t> weights(static_cast<size_t>(all_lanes(channels)) * static_cast<size_t>(words));
+                const int padded = block_count(channels) * kBlock;
+                std::vector<int32_t> base(static_cast<size_t>(3 * padded));
+                const auto weight = [&](int c, int k) -> uint32_t& {
+                    const int block = c / kBlock;
+                    return weights[static_cast<size_t>(block * words * kBlock + k * block_lanes(channels, block) + c % kBlock)];
+                };
+                for (int c = 0; c < channels; ++c) {
+                    for (int k = 0; k < words; ++k) weight(c, k) = random_bits();
+                    for (int i = 0; i < 3; ++i) base[static_cast<size_t>(i * padded + c)] = static_cast<int>(random_bits() % 1000);
+                }
+                each_isa([&](const Kernels& kernels) {
+                    const int stride = channels + 3;
+                    std::vector<float> out(static_cast<size_t>(jobs * stride), kGuard);
+                    Step store;
+                    store.kind = StepKind::store;
+                    store.real = out.data();
+                    store.pixel_stride = stride;
+                    const Epilogue epilogue{&store, 1, channels};
+                    BinaryConvArgs a{};
+                    a.input = input.data();
+                    a.job_offset = job_offset.data();
+                    a.pixel = pixel.data();
+                    a.word_offset = word_offset.data();
+                    a.words = words;
+                    a.weights = weights.data();
+                    a.base = base.data();
+                    a.border_case = border.data();
+                    a.out_channels = channels;
+                    a.epilogue = &epilogue;
+                    for (int b = 0; b < block_count(channels); ++b) {
+                        kernels.binary_conv(a, 0, jobs / 2, b);
+                        kernels.binary_conv(a, jobs / 2, jobs, b);
+                    }
+                    bool same = true;
+                    for (int j = 0; j < jobs; ++j)
+                        for (int c = 0; c < stride; ++c) {
+                            float want = kGuard;
+                            if (c < channels) {
+                                int ones = 0;
+                                for (int k = 0; k < words; ++k)
+                                    ones += std::popcount(input[static_cast<size_t>(job_offset[static_cast<size_t>(j)] + word_offset[static_cast<size_t>(k)])] ^ weight(c, k));
+                                want = static_cast<float>(base[static_cast<size_t>(border[static_cast<size_t>(j)] * padded + c)] - 2 * ones);
+                            }
+                            same = same && out[static_cast<size_t>(pixel[static_cast<size_t>(j)] * stride + c)] == want;
+                        }
+                    if (!same) std::cerr << kernels.name << " channels " << channels << " words " << words << " jobs " << jobs << "\n";
+                    CHECK(same);
+                });
+            }
+}
+
+TEST(real_conv_kernels) {
+    for (int channels : {1, 16, 17, 40, 64, 100})
+        for (int runs : {1, 3})
+            for (int length : {1, 5, 21})
+                for (int jobs : {1, 4, 13, 35}) {
+                    const auto input = filled<float>(static_cast<size_t>(runs * length * 2 + jobs * 3), random_float);
+                    std::vector<int32_t> job_offset, run_offset;
+                    for (int j = 0; j < jobs; ++j) job_offset.push_back(j * 3);
+                    for (int r = 0; r < runs; ++r) run_offset.push_back(r * 2 * length);
+                    const int terms = runs * length;
+                    std::vector<float> weights(static_cast<size_t>(all_lanes(channels) * terms));
+                    const auto weight = [&](int c, int k) -> float& {
+                        const int block = c / kBlock;
+                        return weights[static_cast<size_t>(block * terms * kBlock + k * block_lanes(channels, block) + c % kBlock)];
+                    };
+                    for (int c = 0; c < channels; ++c)
+                        for (int k = 0; k < terms; ++k) weight(c, k) = random_float();
+                    each_isa([&](const Kernels& kernels) {
+                        std::vector<float> out(static_cast<size_t>(jobs * channels + 8), kGuard);
+                        Step store;
+                        store.kind = StepKind::store;
+                        store.real = out.data();
+                        store.pixel_stride = channels;
+                        const Epilogue epilogue{&store, 1, channels};
+                        const RealConvArgs a{input.data(), job_offset.data(), nullptr, run_offset.data(), runs, length,
+                                             weights.data(), channels, &epilogue};
+                        for (int b = 0; b < block_count(channels); ++b) kernels.real_conv(a, 0, jobs, b);
+                        for (int j = 0; j < jobs; ++j)
+                            for (int c = 0; c < channels; ++c) {
+                                double want = 0, size = 1e-6;
+                                for (int k = 0; k < terms; ++k) {
+                                    const double x = input[static_cast<size_t>(job_offset[static_cast<size_t>(j)] + run_offset[static_cast<size_t>(k / length)] + k % length)];
+                                    want += x * static_cast<double>(weight(c, k));
+                                    size += std::fabs(x * static_cast<double>(weight(c, k)));
+                                }
+                                CHECK(std::fabs(out[static_cast<size_t>(j * channels + c)] - want) <= 1e-5 * size);
+                            }
+                        CHECK(std::all_of(out.end() - 8, out.end(), [](float x) { return x == kGuard; }));
+                    });
+                }
+}
+
+TEST(elementwise_signs_write_whole_words_and_no_more) {
+    for (int channels : {1, 31, 32, 33, 64, 70, 96, 97, 130}) {
+        const int words = (channels + 31) / 32, pixels = 5;
+        const auto input = filled<float>(static_cast<size_t>(pixels * channels), random_float);
+        each_isa([&](const Kernels& kernels) {
+            std::vector<uint32_t> bits(static_cast<size_t>(pixels * (words + 1)), 0xdeadbeefu);
+            std::vector<int32_t> offset;
+            for (int p = 0; p < pixels; ++p) offset.push_back(p * (words + 1));
+            Step sign;
+            sign.kind = StepKind::sign;
+            sign.bits = bits.data();
+            sign.bit_offset = offset.data();
+            const Epilogue epilogue{&sign, 1, channels};
+            kernels.elementwise({input.data(), channels, channels, &epilogue}, 0, pixels);
+            for (int p = 0; p < pixels; ++p) {
+                for (int c = 0; c < words * 32; ++c) {
+                    const bool want = c < channels && input[static_cast<size_t>(p * channels + c)] >= 0;
+                    CHECK((bits[static_cast<size_t>(p * (words + 1) + c / 32)] >> (c % 32) & 1) == want);
+                }
+                CHECK(bits[static_cast<size_t>(p * (words + 1) + words)] == 0xdeadbeefu);
+            }
+        });
+    }
+}

@@ -1,0 +1,121 @@
+"""From a PyTorch model to a Program: export, lower, fuse, verify.
+
+:func:`compile` is the whole of it. What can be lowered is listed in docs/compiler.md; anything else raises
+CompileError.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from leanconv.compiler.emit import Fused, fuse_graph
+from leanconv.compiler.errors import CompileError
+from leanconv.compiler.export import Exported, as_arguments, export_model, free_sizes
+from leanconv.compiler.lower import Lowering
+from leanconv.compiler.verify import Verification, verify_compiled
+from leanconv.program import Program
+
+__all__ = ["CompileError", "Verification", "compile", "compile_verified"]
+
+
+def compile(
+    model: nn.Module,
+    example: Any,
+    *,
+    preprocessing: dict[str, Any] | None = None,
+    classes: Sequence[str] | None = None,
+    provenance: dict[str, Any] | None = None,
+    verify: bool = True,
+) -> Program:
+    """Compile `model` into a Program: ``program.save("model.lconv")`` makes the file that the engine runs.
+
+    The model is exported in eval mode (its own mode is restored). The batch is free; height and width are free where
+    the network works for every size, else fixed to the example's.
+
+    Args:
+        model: a network of the layers of `leanconv.nn` and the float operators of docs/compiler.md, in float32.
+        example: an input (float32 N,C,H,W, N,C,L or N,C), a tuple of inputs, or a dict of them by the names that
+            forward() gives them.
+        preprocessing: timm's keys (docs/format.md); needed to run on uint8 pictures.
+        classes: names of the classes.
+        provenance: further facts about the origin, such as recipe, seed, top1.
+        verify: compare every operator with PyTorch and, where built, the native engine; see
+            :mod:`leanconv.compiler.verify`.
+
+    Raises: CompileError, naming layer, reason and way out, for what cannot be lowered or does not verify.
+
+    >>> import leanconv.nn as lnn
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), lnn.BinaryConv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+    >>> [op.kind for op in compile(model, torch.zeros(1, 3, 8, 8)).ops]
+    ['conv', 'binary_conv']
+    """
+    program, _ = compile_verified(
+        model, example, preprocessing=preprocessing, classes=classes, provenance=provenance, verify=verify
+    )
+    return program
+
+
+def compile_verified(
+    model: nn.Module,
+    example: Any,
+    *,
+    preprocessing: dict[str, Any] | None = None,
+    classes: Sequence[str] | None = None,
+    provenance: dict[str, Any] | None = None,
+    verify: bool = True,
+) -> tuple[Program, Verification | None]:
+    """As :func:`compile`, with what the verification found (None without it)."""
+    args, kwargs = as_arguments(model, example)
+    _check_parameters(model)
+    exported, fused = _lowered(model, args, kwargs)
+    program = fused.program
+    program.preprocessing = preprocessing
+    program.classes = None if classes is None else [str(c) for c in classes]
+    program.provenance = {**_provenance(model), **(provenance or {})}
+    return program, verify_compiled(model, exported, fused) if verify else None
+
+
+def _lowered(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Exported, Fused]:
+    """Exported and fused: with free heights and widths where the network can be lowered so and they are proved free."""
+    try:
+        exported = export_model(model, args, kwargs, free=True)
+        fused = fuse_graph(Lowering(exported).run())
+        if free_sizes(exported, fused.program):
+            return exported, fused
+    except CompileError:
+        pass  # what is wrong for every size is reported below
+    exported = export_model(model, args, kwargs, free=False)
+    return exported, fuse_graph(Lowering(exported).run())
+
+
+def _check_parameters(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise CompileError(
+                f"parameter {name} is {parameter.dtype}, not float32; call model.float() before compiling"
+            )
+
+
+def _provenance(model: nn.Module) -> dict[str, Any]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        own = version("leanconv")
+    except PackageNotFoundError:
+        own = "unknown"
+    seconds = os.environ.get("SOURCE_DATE_EPOCH")  # for files that come out the same twice
+    now = (
+        datetime.datetime.fromtimestamp(int(seconds), datetime.UTC) if seconds else datetime.datetime.now(datetime.UTC)
+    )
+    return {
+        "model": type(model).__name__,
+        "leanconv": own,
+        "torch": str(torch.__version__),
+        "created": now.isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,134 @@
+"""Parameters, multiply-adds and bytes of a compiled network: the one place where they are counted.
+
+Only multiply-adds of convolutions and dense layers count, at their nominal channel numbers (a transposed convolution:
+input pixels times taps); batch norm, pooling, joins, scales and biases count 0. ``ops`` = real + binary / 64. "Without
+stem" drops the first convolution. Memory is 1 bit a binary weight and 4 bytes a real-valued parameter, batch norm's
+included, running statistics and filter scales not.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from leanconv.program import Op, Program, ProgramError, infer_sizes
+
+WEIGHTED = ("binary_conv", "binary_conv_transpose", "conv", "linear")
+
+
+@dataclass
+class LayerCost:
+    """One operator: sizes are [height, width, channels] of what it makes."""
+
+    name: str
+    kind: str
+    output: list[int]
+    parameters_binary: int
+    parameters_real: int
+    macs_binary: int
+    macs_real: int
+
+
+def complexity(program: Program, size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Counts of one picture: `parameters_binary parameters_real macs_binary macs_real ops ops_without_stem depth
+    bytes_memory bytes_packed`, the input `size` they hold for, and `layers` (a dict of :class:`LayerCost` for each
+    operator).
+
+    `depth` counts convolutions and dense layers on the longest path. Args: `size` (height, width) where the network
+    leaves it free; by default that of the preprocessing. Raises ProgramError where no size is known or the network
+    does not take it.
+    """
+    sizes = infer_sizes(program, {i.value: _input_size(program, i.height, i.width, size) for i in program.inputs})
+    layers = [_cost(op, program, sizes) for op in program.ops]
+    binary, real = sum(row.macs_binary for row in layers), sum(row.macs_real for row in layers)
+    stem = next((row for row in layers if row.kind in WEIGHTED and row.kind != "linear"), None)
+    ops = real + binary / 64
+    without = ops - (stem.macs_real + stem.macs_binary / 64 if stem else 0)
+    parameters_binary = sum(row.parameters_binary for row in layers)
+    parameters_real = sum(row.parameters_real for row in layers)
+    first = program.inputs[0]
+    return {
+        "parameters_binary": parameters_binary,
+        "parameters_real": parameters_real,
+        "macs_binary": binary,
+        "macs_real": real,
+        "ops": ops,
+        "ops_without_stem": without,
+        "depth": _depth(program),
+        "bytes_memory": (parameters_binary + 7) // 8 + 4 * parameters_real,
+        "bytes_packed": _packed_bytes(program),
+        "size": list(sizes[first.value]),
+        "layers": [asdict(row) for row in layers],
+    }
+
+
+def _input_size(
+    program: Program, height: int | None, width: int | None, size: tuple[int, int] | None
+) -> tuple[int, int]:
+    if height is not None and width is not None:
+        if size is not None and size != (height, width) and (height, width) != (1, 1):
+            raise ProgramError(f"this network takes {height}x{width} inputs only, not {size[0]}x{size[1]}")
+        return height, width
+    if size is None and program.preprocessing is not None:
+        _, preset_height, preset_width = program.preprocessing["input_size"]
+        size = (preset_height, preset_width)
+    if size is None:
+        raise ProgramError("this network takes inputs of any size: say for which height and width to count")
+    return height or size[0], width or size[1]
+
+
+def _cost(op: Op, program: Program, sizes: list[tuple[int, int]]) -> LayerCost:
+    a = op.attrs
+    before = sizes[op.inputs[0]]
+    after, channels = _result(op, program, sizes)
+    weights = pixels = 0
+    if op.kind in WEIGHTED:
+        kernel = a.get("kernel", [1, 1])
+        weights = kernel[0] * kernel[1] * a["in_channels"] // a.get("groups", 1) * a["out_channels"]
+        pixels = before[0] * before[1] if op.kind == "binary_conv_transpose" else after[0] * after[1]
+    binary = op.kind.startswith("binary")
+    return LayerCost(
+        name=op.name,
+        kind=op.kind,
+        output=[*after, channels],
+        parameters_binary=weights if binary else 0,
+        parameters_real=op.parameters_real,
+        macs_binary=weights * pixels if binary else 0,
+        macs_real=0 if binary else weights * pixels,
+    )
+
+
+def _written(op: Op) -> list[int]:
+    return [
+        *([] if op.output is None else [op.output]),
+        *(s.value for s in op.steps if s.kind in ("store", "sign") and s.value is not None),
+    ]
+
+
+def _result(op: Op, program: Program, sizes: list[tuple[int, int]]) -> tuple[tuple[int, int], int]:
+    value = _written(op)[0]
+    return sizes[value], program.values[value].channels
+
+
+def _depth(program: Program) -> int:
+    """Weighted operators on the longest path from an input to any value."""
+    depth = [0] * len(program.values)
+    for op in program.ops:
+        so_far = max(depth[v] for v in op.inputs) + (op.kind in WEIGHTED)
+        for step in op.steps:
+            if step.value is None:
+                continue
+            if step.kind in ("store", "sign"):
+                depth[step.value] = so_far
+            else:
+                so_far = max(so_far, depth[step.value])
+        if op.output is not None:
+            depth[op.output] = so_far
+    return max(depth)
+
+
+def _packed_bytes(program: Program) -> int:
+    with tempfile.TemporaryDirectory(prefix="leanconv-size-") as folder:
+        return program.save(Path(folder) / "model.lconv")

@@ -1,0 +1,28 @@
+"""Recipes that come with the package: in its folder when installed from a wheel, in the repository when developing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def recipes() -> dict[str, Path]:
+    """Every shipped recipe by its name, for instance ``digits/bireal_digits``."""
+    package = Path(__file__).parent
+    for folder in (package / "recipes", package.parents[1] / "recipes"):
+        if folder.is_dir():
+            return {
+                path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.glob("*/*.yaml"))
+            }
+    return {}
+
+
+def recipe_path(text: str) -> Path:
+    """The file `text` names: a path, or else a shipped recipe's name.
+
+    >>> recipe_path("digits/bireal_digits").name
+    'bireal_digits.yaml'
+    """
+    path = Path(text)
+    if path.exists():
+        return path
+    return recipes().get(text.removeprefix("recipes/").removesuffix(".yaml"), path)

@@ -1,0 +1,1 @@
+"""Training: a recipe (YAML) and data in, a safetensors checkpoint out. See :func:`leanconv.train.loop.train`."""
