@@ -75,7 +75,7 @@ struct CarrySaveConstants {
 };
 
 // pop[job][vector][lane]: ones of input xor weight. `row_bytes`: from one word's weights to the next one's.
-inline void carry_save_2x2(const uint32_t* job0, const uint32_t* job1, const int32_t* offset, int words,
+KERNEL_INLINE void carry_save_2x2(const uint32_t* job0, const uint32_t* job1, const int32_t* offset, int words,
                            const uint32_t* w, int64_t row_bytes, int32_t* pop0, int32_t* pop1) {
     alignas(64) static constexpr CarrySaveConstants constants;
     int64_t pairs = words % 8 / 2, blocks = words / 8;

@@ -85,7 +85,21 @@ struct EpilogueRunner {
     const Epilogue& e;
     FusedEpilogue fused;
 
-    explicit EpilogueRunner(const Epilogue& epilogue) : e(epilogue), fused(epilogue) {}
+    // Addresses of the hot forms, side by side.
+    struct Hot {
+        const float *scale = nullptr, *bias = nullptr, *residual = nullptr;
+        float* out = nullptr;
+        uint32_t* bits = nullptr;
+        const int32_t* bit_offset = nullptr;
+        int64_t residual_stride = 0, out_stride = 0;
+    } hot;
+
+    explicit EpilogueRunner(const Epilogue& epilogue) : e(epilogue), fused(epilogue) {
+        if (fused.affine) hot.scale = fused.affine->scale, hot.bias = fused.affine->bias;
+        if (fused.add) hot.residual = fused.add->real, hot.residual_stride = fused.add->pixel_stride;
+        if (fused.store) hot.out = fused.store->real, hot.out_stride = fused.store->pixel_stride;
+        if (fused.sign) hot.bits = fused.sign->bits, hot.bit_offset = fused.sign->bit_offset;
+    }
 
     // One pixel, channels [c0, c0 + lanes): `get(v)` yields vector v of the incoming values.
     template <class Get>
@@ -107,11 +121,11 @@ private:
     // The hot ones, 64 channels, without a branch: [x * scale + bias] [+ residual], stored and/or signed.
     template <bool AFFINE, bool ADD, bool STORE, bool SIGN, class Get>
     KERNEL_INLINE void run_whole_block(int32_t p, int c0, Get get) const {
-        const float* scale = AFFINE ? fused.affine->scale + c0 : nullptr;
-        const float* bias = AFFINE ? fused.affine->bias + c0 : nullptr;
-        const float* residual = ADD ? fused.add->real + int64_t{p} * fused.add->pixel_stride + c0 : nullptr;
-        float* out = STORE ? fused.store->real + int64_t{p} * fused.store->pixel_stride + c0 : nullptr;
-        uint32_t* words = SIGN ? fused.sign->bits + fused.sign->bit_offset[p] + c0 / 32 : nullptr;
+        const float* scale = hot.scale + c0;
+        const float* bias = hot.bias + c0;
+        const float* residual = hot.residual + p * hot.residual_stride + c0;
+        float* out = hot.out + p * hot.out_stride + c0;
+        uint32_t* words = SIGN ? hot.bits + hot.bit_offset[p] + c0 / 32 : nullptr;
         for (int c = 0; c < kBlock; c += 32) {
             uint32_t bits = 0;
             for (int i = 0; i < 32; i += V::kLanes) {
@@ -193,11 +207,11 @@ private:
 };
 
 // Integer sums of one pixel's block to the epilogue.
-inline void finish_binary(const EpilogueRunner& run, int32_t pixel, int block, const int32_t* base, const int32_t* pop) {
+KERNEL_INLINE void finish_binary(const EpilogueRunner& run, int32_t pixel, int block, const int32_t* base, const int32_t* pop) {
     run.pixel(pixel, block * kBlock, [=](int v) { return V::base_minus_twice(base + v * V::kLanes, pop + v * V::kLanes); });
 }
 
-inline void finish_real(const EpilogueRunner& run, int32_t pixel, int block, const float* sums) {
+KERNEL_INLINE void finish_real(const EpilogueRunner& run, int32_t pixel, int block, const float* sums) {
     run.pixel(pixel, block * kBlock, [=](int v) { return V::load(sums + v * V::kLanes); });
 }
 
