@@ -24,7 +24,7 @@ from leanconv.shipped import recipe_path
 from leanconv.train.loop import train
 from leanconv.train.recipe import load_recipe
 
-COLUMNS = "study model arm seed top1_percent ops epochs split machine commit minutes".split()
+COLUMNS = ["study", "model", "arm", "seed", "top1_percent", "ops", "epochs", "split", "machine", "commit", "minutes"]
 
 
 def commit() -> str:
@@ -82,7 +82,10 @@ def main() -> None:
                 if new:
                     writer.writeheader()
                 writer.writerow(row)
-            print(", ".join(f"{key} {row[key]}" for key in ("model", "arm", "seed", "top1_percent", "minutes")), flush=True)
+            print(
+                ", ".join(f"{key} {row[key]}" for key in ("model", "arm", "seed", "top1_percent", "minutes")),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

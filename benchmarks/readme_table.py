@@ -50,7 +50,8 @@ def latency(results: list[dict[str, Any]]) -> str:
             for name in rivals
         ]
         height, width = r["size"]
-        title = f"{r['model']}, {height}x{width}, batch {r['batch']}, {r['threads']} thread(s)"
+        threads = "1 thread" if r["threads"] == 1 else f"{r['threads']} threads"
+        title = f"{r['model']}, {height}x{width}, batch {r['batch']}, {threads}"
         rows.append([title, f"**{milliseconds(r['engine_ms'])}**", *cells])
     machines = sorted({machine(r) for r in results})
     note = (
@@ -62,7 +63,9 @@ def latency(results: list[dict[str, Any]]) -> str:
 
 def machine(result: dict[str, Any]) -> str:
     flags = set(result["machine"]["flags"])
-    best = "AVX-512 VPOPCNTDQ" if "avx512_vpopcntdq" in flags else "AVX-512" if "avx512f" in flags else "AVX2"
+    best = "AVX2"
+    if "avx512f" in flags:
+        best = "AVX-512 with VPOPCNTDQ" if "avx512_vpopcntdq" in flags else "AVX-512 without VPOPCNTDQ"
     return f"{result['machine']['cpu']} ({best})"
 
 
