@@ -119,25 +119,38 @@ void Context::bind(T*& p) const {
     if (p) p = reinterpret_cast<T*>(arena_.data() + reinterpret_cast<uintptr_t>(p));
 }
 
+namespace {
+
+// One row of a picture of `count` pixels to floats, `stride` of them a pixel. CHANNELS 0: any number.
+template <int CHANNELS>
+void load_bytes(const uint8_t* from, const float* table, float* to, int count, int stride, int channels) {
+    const int n = CHANNELS ? CHANNELS : channels;
+    for (int x = 0; x < count; ++x, from += n, to += stride)
+        for (int c = 0; c < n; ++c) to[c] = table[c * 256 + from[c]];
+}
+
+template <int CHANNELS>
+void load_planes(const float* from, int64_t plane, float* to, int count, int stride, int channels) {
+    const int n = CHANNELS ? CHANNELS : channels;
+    for (int x = 0; x < count; ++x, to += stride)
+        for (int c = 0; c < n; ++c) to[c] = from[c * plane + x];
+}
+
+}  // namespace
+
 void Context::load(int input, const Picture& picture) const {
     const CopyArgs& a = inputs_[static_cast<size_t>(input)];
-    const int channels = a.channels;
+    const int channels = a.channels, stride = a.to.pixel_stride;
+    const int64_t plane = int64_t{a.height} * a.width;
+    const auto bytes = channels == 3 ? load_bytes<3> : channels == 1 ? load_bytes<1> : load_bytes<0>;
+    const auto planes = channels == 3 ? load_planes<3> : channels == 1 ? load_planes<1> : load_planes<0>;
     for (int y = 0; y < a.height; ++y) {
-        float* to = a.to.data + int64_t{y} * a.to.row_pixels * a.to.pixel_stride;
-        if (picture.table) {
-            const uint8_t* from = static_cast<const uint8_t*>(picture.data) + int64_t{y} * a.width * channels;
-            for (int x = 0; x < a.width; ++x, to += a.to.pixel_stride)
-                for (int c = 0; c < channels; ++c) to[c] = picture.table[c * 256 + *from++];
-        } else {
-            const int64_t plane = int64_t{a.height} * a.width;
-            const float* from = static_cast<const float*>(picture.data) + int64_t{y} * a.width;
-            if (channels == 3)  // a picture: three streams at once
-                for (int x = 0; x < a.width; ++x, ++from, to += a.to.pixel_stride)
-                    to[0] = from[0], to[1] = from[plane], to[2] = from[2 * plane];
-            else
-                for (int x = 0; x < a.width; ++x, ++from, to += a.to.pixel_stride)
-                    for (int c = 0; c < channels; ++c) to[c] = from[c * plane];
-        }
+        float* to = a.to.data + int64_t{y} * a.to.row_pixels * stride;
+        const int64_t pixel = int64_t{y} * a.width;
+        if (picture.table)
+            bytes(static_cast<const uint8_t*>(picture.data) + pixel * channels, picture.table, to, a.width, stride, channels);
+        else
+            planes(static_cast<const float*>(picture.data) + pixel, plane, to, a.width, stride, channels);
     }
 }
 

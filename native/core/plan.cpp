@@ -1,11 +1,9 @@
 #include "core/plan.h"
 
 #include <algorithm>
-#include <array>
-#include <limits>
 
 #include "core/error.h"
-#include "core/memory.h"
+#include "core/layout.h"
 
 namespace leanconv {
 
@@ -14,90 +12,19 @@ namespace {
 // Rough costs of a one-thread AVX-512 run, only to decide what is worth sharing between threads.
 constexpr double kBinaryMacsPerNs = 200, kRealMacsPerNs = 25, kElementsPerNs = 4;
 
-// A convolution's map larger than this is pooled in bands of at most this size (bytes): the second cache holds it.
-constexpr int64_t kBandBytes = 256 << 10;
-constexpr size_t kBandSteps = 8;
-
 double cost_of(double binary, double real, double elements) {
     return binary / kBinaryMacsPerNs + real / kRealMacsPerNs + elements / kElementsPerNs + 100;
 }
 
-// One axis of a phase of a convolution: for every output along it, where its first tap lies and which taps are inside.
-struct Axis {
-    std::vector<int> output;                      // index along the output map
-    std::vector<int64_t> first;                   // input coordinate of the first tap (offset 0)
-    std::vector<int> pattern;                     // index into `inside`
-    std::vector<std::pair<int, int>> inside;      // taps [begin, end) that lie in the picture
-    int64_t before = 0, after = 0;                // how far taps reach outside
-
-    Axis(const Op& op, const std::vector<Tap>& taps, int axis, int remainder, int in_size, int out_size) {
-        const bool transposed = op.kind == OpKind::binary_conv_transpose;
-        const int stride = op.stride[axis], pad = op.padding[axis];
-        for (int o = 0; o < out_size; ++o) {
-            if (transposed && (o + pad) % stride != remainder) continue;
-            const int64_t at = transposed ? (int64_t{o} + pad) / stride : int64_t{o} * stride - pad;
-            output.push_back(o);
-            first.push_back(at);
-            int begin = 0, end = static_cast<int>(taps.size());
-            const auto outside = [&](int t) { return at + taps[t].offset < 0 || at + taps[t].offset >= in_size; };
-            while (begin < end && outside(begin)) ++begin;
-            while (end > begin && outside(end - 1)) --end;
-            const auto found = std::find(inside.begin(), inside.end(), std::pair{begin, end});
-            pattern.push_back(static_cast<int>(found - inside.begin()));
-            if (found == inside.end()) inside.push_back({begin, end});
-            for (const Tap& tap : taps) {
-                before = std::max(before, -(at + tap.offset));
-                after = std::max(after, at + tap.offset - (in_size - 1));
-            }
-        }
-    }
-};
-
-struct Frame {
-    int64_t top = 0, left = 0, bottom = 0, right = 0;
-
-    auto operator<=>(const Frame&) const = default;
-    bool none() const { return *this == Frame{}; }
-    void include(const Frame& o) {
-        top = std::max(top, o.top), left = std::max(left, o.left);
-        bottom = std::max(bottom, o.bottom), right = std::max(right, o.right);
-    }
-};
-
-// Where a value lives.
-struct Place {
-    int first = 0, last = 0;   // operators between which it is alive (-1: an input; count: an output)
-    int readers = 0;
-    int buffer = -1;           // of the memory planner
-    int64_t offset = 0;        // bytes from the buffer's start
-    int pixel_stride = 0;      // floats (real) or words (bits)
-    int row_pixels = 0;        // pixels between rows, frame included
-    Frame frame;               // bits
-    int framed_for = -1;       // an input that is converted straight into the frame of this (its only) reader
-    bool joined = false;       // a part of a concatenation
-    bool banded = false;       // only a few rows of it exist at a time (see BandArgs)
-};
-
-class Builder {
+// The second half of making a plan: each operator as stages of kernel calls on the places that the layout gave.
+class Builder : Layout {
 public:
     Builder(const Program& program, const std::vector<PackedOp>& packed, const std::vector<Size>& inputs, int threads,
             double grain_ns)
-        : program_(program), packed_(packed), threads_(threads), grain_ns_(grain_ns), plan_(std::make_unique<Plan>()) {
-        plan_->sizes = infer_sizes(program, inputs);
-        const size_t ops = program.ops.size();
-        plan_->macs_binary.resize(ops);
-        plan_->macs_real.resize(ops);
-        places_.resize(program.values.size());
-    }
+        : Layout(program, packed, inputs, threads), grain_ns_(grain_ns) {}
 
     std::unique_ptr<const Plan> build() {
-        check_outputs();
-        lifetimes();
-        frames();
-        join_concatenations();
-        bands();
-        allocate_real();
-        allocate_bits();
+        place_values();
         for (size_t i = 0; i < program_.ops.size(); ++i) emit(static_cast<int>(i));
         finish_memory();
         ports();
@@ -110,315 +37,6 @@ public:
     }
 
 private:
-    Size size_of(int value) const { return plan_->sizes[static_cast<size_t>(value)]; }
-    const Value& value(int v) const { return program_.values[static_cast<size_t>(v)]; }
-    Place& place(int v) { return places_[static_cast<size_t>(v)]; }
-    const Op& op_at(int i) const { return program_.ops[static_cast<size_t>(i)]; }
-    const PackedOp& packed_at(int i) const { return packed_[static_cast<size_t>(i)]; }
-
-    Size out_size(const Op& op) const {
-        for (const StepSpec& s : op.steps)
-            if (s.kind == StepKind::store || s.kind == StepKind::sign) return size_of(s.value);
-        return size_of(op.output);
-    }
-
-    // An operator none of whose results is kept does nothing.
-    static bool idle(const Op& op) {
-        return op.output < 0 && std::none_of(op.steps.begin(), op.steps.end(), [](const StepSpec& s) {
-                   return s.kind == StepKind::store || s.kind == StepKind::sign;
-               });
-    }
-
-    static bool padded(const Op& op) {
-        return op.kind == OpKind::conv && (op.padding[0] | op.padding[1] | op.padding[2] | op.padding[3]);
-    }
-
-    void check_outputs() const {
-        for (const Port& port : program_.outputs) {
-            const Size size = size_of(port.value);
-            if ((port.dims == 2 && size.pixels() != 1) || (port.dims == 3 && size.height != 1))
-                fail("output '", port.name, "' is a ", size.height, "x", size.width, " map for this input; use the picture size "
-                     "that the network was compiled with");
-        }
-    }
-
-    void lifetimes() {
-        const int count = static_cast<int>(program_.ops.size());
-        for (Place& p : places_) p.first = p.last = -1;
-        for (int i = 0; i < count; ++i) {
-            const Op& op = op_at(i);
-            const auto write = [&](int v) { place(v).first = place(v).last = i; };
-            const auto read = [&](int v) {
-                place(v).last = i;
-                ++place(v).readers;
-            };
-            for (int v : op.inputs) read(v);
-            if (op.output >= 0) write(op.output);
-            for (const StepSpec& s : op.steps) {
-                if (s.value < 0) continue;
-                s.kind == StepKind::store || s.kind == StepKind::sign ? write(s.value) : read(s.value);
-            }
-        }
-        for (const Port& port : program_.outputs) {
-            place(port.value).last = count;
-            ++place(port.value).readers;
-        }
-        for (int i = 0; i < count; ++i) {
-            const Op& op = op_at(i);
-            if (!padded(op) || idle(op) || place(op.inputs[0]).readers != 1) continue;
-            for (const Port& port : program_.inputs)
-                if (port.value == op.inputs[0]) place(port.value).framed_for = i;
-        }
-    }
-
-    // How far the taps of a binary convolution reach outside its input.
-    Frame reach(int index) const {
-        const Op& op = op_at(index);
-        const Size in = size_of(op.inputs[0]), out = out_size(op);
-        Frame frame;
-        for (const Phase& phase : packed_at(index).phases) {
-            const Axis rows(op, phase.rows, 0, phase.remainder[0], in.height, out.height);
-            const Axis columns(op, phase.columns, 1, phase.remainder[1], in.width, out.width);
-            frame.include({rows.before, columns.before, rows.after, columns.after});
-        }
-        return frame;
-    }
-
-    void frames() {
-        for (int i = 0; i < static_cast<int>(program_.ops.size()); ++i) {
-            const Op& op = op_at(i);
-            if (packed_at(i).phases.empty() || idle(op) || packed_at(i).regroup) continue;
-            place(op.inputs[0]).frame.include(reach(i));
-        }
-    }
-
-    // A concatenation's inputs are written straight into the joined map where that is possible: later ones first, so
-    // that a chain of them (a dense block) shares one map.
-    void join_concatenations() {
-        const auto network_input = [&](int v) { return place(v).first == -1; };
-        for (int i = static_cast<int>(program_.ops.size()) - 1; i >= 0; --i) {
-            const Op& op = op_at(i);
-            if (op.kind != OpKind::concat) continue;
-            Place& whole = place(op.output);
-            if (whole.buffer < 0) own_buffer(op.output);
-            int64_t channel = 0;
-            for (int v : op.inputs) {
-                Place& part = place(v);
-                const int64_t at = channel;
-                channel += value(v).channels;
-                if (part.buffer >= 0 || network_input(v)) continue;  // copied
-                part.buffer = whole.buffer;
-                part.offset = whole.offset + at * 4;
-                part.pixel_stride = whole.pixel_stride;
-                part.row_pixels = whole.row_pixels;
-                part.joined = whole.joined = true;
-                memory_.extend(part.buffer, part.first, part.last);
-            }
-        }
-    }
-
-    // A convolution and the pooling right behind it, if nobody else reads the map between them.
-    bool pooled_with_next(int index) const {
-        if (index + 1 >= static_cast<int>(program_.ops.size())) return false;
-        const Op& conv = op_at(index);
-        const Op& pool = op_at(index + 1);
-        if (conv.kind != OpKind::conv || conv.groups != 1 || conv.steps.size() > kBandSteps || idle(pool)) return false;
-        if (pool.kind != OpKind::max_pool && pool.kind != OpKind::avg_pool) return false;
-        const auto stores = std::count_if(conv.steps.begin(), conv.steps.end(),
-                                          [](const StepSpec& s) { return s.kind == StepKind::store; });
-        const auto store = std::find_if(conv.steps.begin(), conv.steps.end(),
-                                        [](const StepSpec& s) { return s.kind == StepKind::store; });
-        return stores == 1 && store->value == pool.inputs[0] && places_[static_cast<size_t>(store->value)].readers == 1;
-    }
-
-    static int64_t band_rows(const Op& pool, int pool_rows) {
-        return int64_t{pool_rows - 1} * pool.stride[0] + int64_t{pool.kernel[0] - 1} * pool.dilation[0] + 1;
-    }
-
-    int band_pool_rows(const Op& pool) const {
-        const Size map = size_of(pool.inputs[0]);
-        const int64_t row_bytes = int64_t{map.width} * pool.channels * 4;
-        int rows = 1;
-        while (rows < out_size(pool).height && band_rows(pool, rows + 1) * row_bytes <= kBandBytes) ++rows;
-        return rows;
-    }
-
-    void bands() {
-        for (int i = 0; i < static_cast<int>(program_.ops.size()); ++i) {
-            if (!pooled_with_next(i)) continue;
-            const Op& pool = op_at(i + 1);
-            const int v = pool.inputs[0];
-            const Size map = size_of(v);
-            if (place(v).buffer >= 0 || map.pixels() * pool.channels * 4 <= kBandBytes) continue;
-            Place& p = place(v);
-            p.banded = true;
-            p.pixel_stride = pool.channels;
-            p.row_pixels = map.width;
-            p.offset = 0;
-            p.buffer = memory_.buffer(slot_bytes(pool) * std::max(1, threads_), i, i + 1);
-            // what the convolution reads and writes lives until the pooling is done
-            for (int in : op_at(i).inputs) outlive(in, i + 1);
-            for (const StepSpec& s : op_at(i).steps)
-                if (s.value >= 0) outlive(s.value, i + 1);
-        }
-    }
-
-    int64_t slot_bytes(const Op& pool) const {
-        const int64_t rows = std::min<int64_t>(band_rows(pool, band_pool_rows(pool)), size_of(pool.inputs[0]).height);
-        return (rows * size_of(pool.inputs[0]).width * pool.channels * 4 + 63) / 64 * 64;
-    }
-
-    void outlive(int v, int op) {
-        Place& p = place(v);
-        p.last = std::max(p.last, op);
-        if (p.buffer >= 0) memory_.extend(p.buffer, p.first, p.last);
-    }
-
-    void own_buffer(int v) {
-        Place& p = place(v);
-        p.pixel_stride = value(v).channels;
-        p.row_pixels = size_of(v).width;
-        p.offset = 0;
-        p.buffer = memory_.buffer(size_of(v).pixels() * value(v).channels * 4, p.first, p.last);
-    }
-
-    // A value that dies in an operator may give its memory to what the operator stores, if each number is read before
-    // its place is written.
-    int donor(int index, const StepSpec& store) {
-        const Op& op = op_at(index);
-        const auto fits = [&](int v) {
-            const Place& p = place(v);
-            return p.last == index && p.buffer >= 0 && !p.joined && !p.banded && p.framed_for < 0 && size_of(v) == size_of(store.value) &&
-                   std::find(donated_.begin(), donated_.end(), v) == donated_.end();
-        };
-        const auto read_later = [&](int v) {
-            bool later = false;
-            for (const StepSpec& s : op.steps) {
-                later = later || &s == &store;
-                if (later && s.value == v && &s != &store) return true;
-            }
-            return false;
-        };
-        const bool is_input = op.kind == OpKind::elementwise;
-        for (const StepSpec& s : op.steps) {
-            if ((s.kind != StepKind::add && s.kind != StepKind::mul) || !fits(s.value) || read_later(s.value)) continue;
-            if (is_input || s.value != op.inputs[0]) return s.value;
-        }
-        if (is_input && fits(op.inputs[0]) && !read_later(op.inputs[0])) return op.inputs[0];
-        return -1;
-    }
-
-    void allocate_real() {
-        for (const Port& port : program_.inputs)
-            if (place(port.value).framed_for < 0 && place(port.value).buffer < 0) own_buffer(port.value);
-        for (int i = 0; i < static_cast<int>(program_.ops.size()); ++i) {
-            const Op& op = op_at(i);
-            if (op.output >= 0 && place(op.output).buffer < 0) own_buffer(op.output);
-            for (const StepSpec& s : op.steps) {
-                if (s.kind != StepKind::store || place(s.value).buffer >= 0) continue;
-                const int from = donor(i, s);
-                if (from < 0) {
-                    own_buffer(s.value);
-                    continue;
-                }
-                donated_.push_back(from);
-                Place& p = place(s.value);
-                p.buffer = place(from).buffer;
-                p.pixel_stride = place(from).pixel_stride;
-                p.row_pixels = place(from).row_pixels;
-                memory_.extend(p.buffer, p.first, p.last);
-            }
-        }
-    }
-
-    int64_t framed_elements(const Frame& f, Size size, int64_t per_pixel) const {
-        const int64_t height = size.height + f.top + f.bottom, width = size.width + f.left + f.right;
-        if (height * width > std::numeric_limits<int32_t>::max() / per_pixel)
-            fail("the picture is too large: a padded map of ", height, "x", width, " inside the network has more than 2^31 numbers; "
-                 "use a smaller one");
-        return height * width * per_pixel;
-    }
-
-    // A zeroed map with a frame that nobody writes. Maps of one shape take turns on the same memory.
-    int framed_buffer(const Frame& f, Size size, int64_t per_pixel, int first, int last) {
-        const int64_t bytes = framed_elements(f, size, per_pixel) * 4;
-        return memory_.framed({f.top, f.left, f.bottom, f.right, size.height, size.width, per_pixel}, bytes, first, last);
-    }
-
-    void allocate_bits() {
-        std::vector<int> order;
-        for (int v = 0; v < static_cast<int>(places_.size()); ++v)
-            if (value(v).bits) order.push_back(v);
-        std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return place(a).first < place(b).first; });
-        for (int v : order) {
-            Place& p = place(v);
-            p.pixel_stride = (value(v).channels + 31) / 32;
-            p.row_pixels = static_cast<int>(size_of(v).width + p.frame.left + p.frame.right);
-            p.buffer = framed_buffer(p.frame, size_of(v), p.pixel_stride, p.first, p.last);
-            p.offset = (p.frame.top * p.row_pixels + p.frame.left) * p.pixel_stride * 4;  // the first pixel inside
-        }
-    }
-
-    // --- Addresses: until the memory is laid out, an address is (buffer + 1) << 40 | byte offset -----------------------
-    template <class T>
-    static T* encode(int buffer, int64_t offset) {
-        return reinterpret_cast<T*>(static_cast<uintptr_t>(buffer + 1) << 40 | static_cast<uintptr_t>(offset));
-    }
-    template <class T>
-    T* address(int v) {
-        return encode<T>(place(v).buffer, place(v).offset);
-    }
-    template <class T>
-    void relocate(T*& p) const {
-        const uintptr_t code = reinterpret_cast<uintptr_t>(p);
-        if (!code) return;
-        p = reinterpret_cast<T*>(static_cast<uintptr_t>(memory_.offset(static_cast<int>(code >> 40) - 1)) +
-                                 (code & ((uintptr_t{1} << 40) - 1)));
-    }
-
-    void relocate(Stage& stage) const {
-        for (auto& steps : stage.steps)
-            for (Step& s : steps) {
-                relocate(s.real);
-                relocate(s.bits);
-            }
-        for (auto& a : stage.binary) relocate(a.input);
-        for (auto& a : stage.real) relocate(a.input);
-        relocate(stage.band.band);
-        relocate(stage.pool.input);
-        relocate(stage.elementwise.input);
-        relocate(stage.depthwise.input);
-        relocate(stage.depthwise.output);
-        relocate(stage.copy.from.data);
-        relocate(stage.copy.to.data);
-        relocate(stage.regroup.from);
-        relocate(stage.regroup.to);
-    }
-
-    MapRef map(int v) { return {address<float>(v), place(v).pixel_stride, place(v).row_pixels}; }
-
-    // Equal tables are kept once: repeated layers then read the same cache lines.
-    const int32_t* table(std::vector<int32_t> numbers) {
-        uint64_t hash = 1469598103934665603u;
-        for (int32_t n : numbers) hash = (hash ^ static_cast<uint32_t>(n)) * 1099511628211u;
-        auto& bucket = plan_->tables[hash];
-        for (const auto& known : bucket)
-            if (*known == numbers) return known->data();
-        bucket.push_back(std::make_unique<std::vector<int32_t>>(std::move(numbers)));
-        return bucket.back()->data();
-    }
-
-    const int32_t* bit_offsets(int v) {
-        const Place& p = place(v);
-        const Size size = size_of(v);
-        std::vector<int32_t> offsets;
-        offsets.reserve(static_cast<size_t>(size.pixels()));
-        for (int y = 0; y < size.height; ++y)
-            for (int x = 0; x < size.width; ++x) offsets.push_back((y * p.row_pixels + x) * p.pixel_stride);
-        return table(std::move(offsets));
-    }
-
-    // --- Stages --------------------------------------------------------------------------------------------------------
     Stage& stage(StageKind kind, int op) {
         Stage& s = plan_->stages.emplace_back();
         s.kind = kind;
@@ -773,7 +391,9 @@ private:
         if (threads_ < 2 || s.cost < grain_ns_) return;
         int64_t total = 0;
         for (size_t p = 0; p < s.part_jobs.size(); ++p) total += int64_t{s.part_jobs[p]} * s.part_blocks[p];
-        const double wanted = std::min(s.cost / std::max(grain_ns_ / 4, 1.0), threads_ * 6.0);
+        // the rows that two bands share are computed twice, so bands get fewer, larger units
+        const double wanted =
+            std::min(s.cost / std::max(grain_ns_ / 4, 1.0), threads_ * (s.kind == StageKind::pooled ? 3.0 : 6.0));
         const int64_t chunk = std::max<int64_t>(1, static_cast<int64_t>(static_cast<double>(total) / wanted));
         for (int p = 0; p < static_cast<int>(s.part_jobs.size()); ++p) {
             const int jobs = s.part_jobs[static_cast<size_t>(p)];
@@ -787,14 +407,7 @@ private:
         if (s.units.size() < 2) s.units.clear();
     }
 
-    const Program& program_;
-    const std::vector<PackedOp>& packed_;
-    const int threads_;
     const double grain_ns_;
-    std::unique_ptr<Plan> plan_;
-    std::vector<Place> places_;
-    std::vector<int> donated_;
-    MemoryPlanner memory_;
 };
 
 }  // namespace
