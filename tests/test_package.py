@@ -83,6 +83,7 @@ def test_archives_hold_what_they_should(built):
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         inside = {name.partition("/")[2] for name in sdist.getnames()}
     assert {"CMakeLists.txt", "native/bindings.cpp", "pyproject.toml", "LICENSE", "constraints.txt"} <= inside
+    assert not [name for name in inside if name.startswith((".venv", "build", "dist", "results"))]
 
 
 def test_no_torch_and_no_compiler(installed):
