@@ -41,7 +41,18 @@ def milliseconds(ms: float) -> str:
 
 
 def latency(results: list[dict[str, Any]]) -> str:
-    """One row a measurement: our time, then each rival's with how many times longer it took."""
+    """A table a machine, one row a measurement: our time, then each rival's with how many times longer it took."""
+    by_machine: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for r in results:
+        by_machine[machine(r)].append(r)
+    note = (
+        "Medians of interleaved repeats in one run, batch 1 unless said; leanconv runs the 1-bit network with real-valued layers in "
+        "fp32, the others its float twin."
+    )
+    return "\n\n".join([*(latency_on(name, rows) for name, rows in by_machine.items()), note])
+
+
+def latency_on(machine_name: str, results: list[dict[str, Any]]) -> str:
     rivals = [name for name in ORDER if any(name in r["rivals_ms"] for r in results)]
     rows = []
     for r in results:
@@ -49,16 +60,10 @@ def latency(results: list[dict[str, Any]]) -> str:
             f"{milliseconds(r['rivals_ms'][name])} ({r['ratios'][name]:.1f}x)" if name in r["rivals_ms"] else ""
             for name in rivals
         ]
-        height, width = r["size"]
         threads = "1 thread" if r["threads"] == 1 else f"{r['threads']} threads"
-        title = f"{r['model']}, {height}x{width}, batch {r['batch']}, {threads}"
+        title = f"{r['model']}, {r['size'][0]}x{r['size'][1]}, {threads}" + (f", batch {r['batch']}" if r["batch"] != 1 else "")
         rows.append([title, f"**{milliseconds(r['engine_ms'])}**", *cells])
-    machines = sorted({machine(r) for r in results})
-    note = (
-        "Medians of interleaved repeats in one run; leanconv runs the 1-bit network with real-valued layers in fp32, "
-        f"the others its float twin. On {'; '.join(machines)}."
-    )
-    return table(["network", "leanconv", *(TITLES[name] for name in rivals)], rows) + "\n\n" + note
+    return table([machine_name, "leanconv", *(TITLES[name] for name in rivals)], rows)
 
 
 def machine(result: dict[str, Any]) -> str:

@@ -73,12 +73,16 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change an entry of the recipe; repeatable.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the checkpoint and the logs.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for checkpoints and logs; runs/<recipe> by default.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again where the folder holds a run.")] = False,
 ) -> None:
-    """Train a network by a recipe."""
+    """Train a network by a recipe; also under `torchrun` and `accelerate launch`."""
     from leanconv.cli.train import train
 
-    train(recipe, set_ or [], out)
+    train(recipe, set_ or [], out, resume, overwrite)
 
 
 @app.command("eval")
@@ -87,10 +91,19 @@ def evaluate(
     data: Annotated[
         str, typer.Option("--data", metavar="SPEC", help="digits, npz:PATH, imagefolder:PATH, torchvision:NAME:ROOT")
     ],
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="CHECKPOINT", help="Compare a packed file with it, picture by picture."),
+    ] = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Top-1 and top-5 on the test part of a data set: of a checkpoint in torch, of a packed file in the engine."""
+    if against is not None:
+        from leanconv.cli.agreement import agreement
+
+        agreement(model, against, data, threads, json)
+        return
     from leanconv.cli.evaluate import evaluate
 
     evaluate(model, data, threads, json)

@@ -71,9 +71,7 @@ def compile_verified(
     verify: bool = True,
 ) -> tuple[Program, Verification | None]:
     """As :func:`compile`, with what the verification found (None without it)."""
-    args, kwargs = as_arguments(model, example)
-    _check_parameters(model)
-    exported, fused = _lowered(model, args, kwargs)
+    exported, fused = lowered(model, example)
     program = fused.program
     program.preprocessing = preprocessing
     program.classes = None if classes is None else [str(c) for c in classes]
@@ -81,8 +79,10 @@ def compile_verified(
     return program, verify_compiled(model, exported, fused) if verify else None
 
 
-def _lowered(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Exported, Fused]:
+def lowered(model: nn.Module, example: Any) -> tuple[Exported, Fused]:
     """Exported and fused: with free heights and widths where the network can be lowered so and they are proved free."""
+    args, kwargs = as_arguments(model, example)
+    _check_parameters(model)
     try:
         exported = export_model(model, args, kwargs, free=True)
         fused = fuse_graph(Lowering(exported).run())

@@ -58,7 +58,7 @@ def verify_compiled(model: nn.Module, exported: Exported, fused: Fused) -> Verif
     """Compare a compiled network with its model, as described above. Raises CompileError naming the first layer that
     differs."""
     inputs = [_pictures(t) for t in (*exported.args, *exported.kwargs.values())]
-    torch_values = _torch_values(model, exported, fused, inputs)
+    torch_values = recorded(model, exported, fused, inputs)
     check = _TorchCheck(exported, fused, torch_values)
     for index in range(len(fused.program.ops)):
         check.operator(index)
@@ -124,7 +124,7 @@ class _Recorder(fx.Interpreter):
 
 
 @dataclass
-class _TorchValues:
+class TorchValues:
     kept: dict[str, Tensor]
     outputs: list[Tensor]
     nodes: dict[str, fx.Node]
@@ -137,7 +137,7 @@ class _TorchValues:
         return float(self.kept[name].double().square().mean().sqrt()) if name in self.kept else 0.0
 
 
-def _torch_values(model: nn.Module, exported: Exported, fused: Fused, inputs: list[Tensor]) -> _TorchValues:
+def recorded(model: nn.Module, exported: Exported, fused: Fused, inputs: list[Tensor]) -> TorchValues:
     """All of PyTorch's values, after checking that the exported graph gives what the model gives."""
     constants = constants_of(exported.program)
     names = iter(inputs)
@@ -160,10 +160,10 @@ def _torch_values(model: nn.Module, exported: Exported, fused: Fused, inputs: li
                 f"torch.export changed the network: outputs differ by up to {float((a - b).abs().max()):.1e}; check "
                 "forward() for random numbers, state that it changes, and branches on torch.compiler.is_exporting()"
             )
-    return _TorchValues(recorder.kept, outputs, {n.name: n for n in module.graph.nodes}, constants)
+    return TorchValues(recorder.kept, outputs, {n.name: n for n in module.graph.nodes}, constants)
 
 
-def _sourced(fused: Fused, torch_values: _TorchValues) -> list[tuple[int, str]]:
+def _sourced(fused: Fused, torch_values: TorchValues) -> list[tuple[int, str]]:
     """The values of the Program that PyTorch has too, with the name of PyTorch's node."""
     found = []
     for value, sources in fused.value_sources.items():
@@ -176,7 +176,7 @@ def _sourced(fused: Fused, torch_values: _TorchValues) -> list[tuple[int, str]]:
 class _TorchCheck:
     """Step 2: each operator on PyTorch's own values."""
 
-    def __init__(self, exported: Exported, fused: Fused, torch_values: _TorchValues) -> None:
+    def __init__(self, exported: Exported, fused: Fused, torch_values: TorchValues) -> None:
         self.fused, self.torch = fused, torch_values
         self.source = dict(_sourced(fused, torch_values))
         self.values: list[np.ndarray | None] = [None] * len(fused.program.values)

@@ -4,7 +4,7 @@ from leanconv import _torchvision
 
 _torchvision.ensure_importable()  # before timm
 
-from leanconv.models import bireal, cifar_resnet  # noqa: E402, F401  (importing registers)
+from leanconv.models import bireal, cifar_resnet, sofar  # noqa: E402, F401  (importing registers)
 from leanconv.models._registry import float_twin, list_models  # noqa: E402
 from leanconv.models.bireal import BiRealBlock  # noqa: E402
 from leanconv.models.residual import ResidualNet  # noqa: E402

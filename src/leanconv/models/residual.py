@@ -165,11 +165,17 @@ class ResidualNet(nn.Module):
 
 
 def build(
-    name: str, pretrained: bool, block: Block, layers: Sequence[int], channels: Sequence[int], **kwargs: Any
+    name: str,
+    pretrained: bool,
+    block: Block,
+    layers: Sequence[int],
+    channels: Sequence[int],
+    net: type[ResidualNet] = ResidualNet,
+    **kwargs: Any,
 ) -> nn.Module:
     """Create a :class:`ResidualNet` through timm's builder (pretrained_cfg, features_only, num_classes, ...)."""
     return build_model_with_cfg(
-        ResidualNet,
+        net,
         name,
         pretrained,
         block=block,

@@ -4,6 +4,7 @@ from leanconv.nn.binarize import (
     ActivationBinarizer,
     ApproxSign,
     MagnitudeWeight,
+    RealWeightsError,
     RPReLU,
     RSign,
     SignWeight,
@@ -16,6 +17,7 @@ from leanconv.nn.binarize import (
     weight_scale,
 )
 from leanconv.nn.binary_conv import BinaryConv1d, BinaryConv2d, BinaryConvTranspose2d, BinaryLinear
+from leanconv.nn.latent import real_weights
 
 __all__ = [
     "ActivationBinarizer",
@@ -27,12 +29,14 @@ __all__ = [
     "MagnitudeWeight",
     "RPReLU",
     "RSign",
+    "RealWeightsError",
     "STESign",
     "SignWeight",
     "SwishSign",
     "WeightBinarizer",
     "create_activation_binarizer",
     "create_weight_binarizer",
+    "real_weights",
     "sign",
     "weight_scale",
 ]

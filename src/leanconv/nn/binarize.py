@@ -264,16 +264,22 @@ class RPReLU(nn.Module):
 # ------------------------------------------------------------------------------------------------------------ weights
 
 
+class RealWeightsError(ValueError):
+    """A network is exported while its layers use their latent weights as real ones."""
+
+
 class WeightBinarizer(nn.Module):
     """Base of the weight binarisers: latent real weights -> exact +-1 signs and, apart from them, a scale for each
     output channel.
 
     The two stay apart because a binary convolution first sums +-1 products and scales afterwards. Gradient of the
     signs: straight-through, ``1 if |w| <= clip else 0``. `kind` is the name that marker operators and compiler know:
-    ``"sign"`` or ``"magnitude"``.
+    ``"sign"`` or ``"magnitude"``. A subclass overrides :meth:`signs` and :meth:`factor`. While `real` is set (see
+    :func:`leanconv.nn.real_weights`) the latent weights come back as they are, without a scale.
     """
 
     kind: WeightKind = "sign"
+    real: bool = False
 
     def __init__(self, clip: float = 1.0) -> None:
         super().__init__()
@@ -281,11 +287,26 @@ class WeightBinarizer(nn.Module):
             raise ValueError(f"clip must be positive, got {clip}")
         self.clip = float(clip)
 
-    def forward(self, weight: Tensor) -> Tensor:
+    def signs(self, weight: Tensor) -> Tensor:
         return _ClippedSign.apply(weight, self.clip)
 
-    def scale(self, weight: Tensor, transposed: bool = False, groups: int = 1) -> Tensor | None:
+    def factor(self, weight: Tensor, transposed: bool = False, groups: int = 1) -> Tensor | None:
         return weight_scale(weight, self.kind, transposed, groups)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight if self.real else self.signs(weight)
+
+    def scale(self, weight: Tensor, transposed: bool = False, groups: int = 1) -> Tensor | None:
+        return None if self.real else self.factor(weight, transposed, groups)
+
+    def marker_kind(self) -> WeightKind:
+        """`kind`, for a marker operator. Raises RealWeightsError while the weights are used as real ones."""
+        if self.real:
+            raise RealWeightsError(
+                "the binary layers use their latent weights as real ones, which a packed file cannot hold; "
+                "switch back by leanconv.nn.real_weights(model, False)"
+            )
+        return self.kind
 
     def extra_repr(self) -> str:
         return f"clip={self.clip}"
@@ -319,7 +340,7 @@ class MagnitudeWeight(WeightBinarizer):
         super().__init__(clip)
         self.detach = detach
 
-    def scale(self, weight: Tensor, transposed: bool = False, groups: int = 1) -> Tensor | None:
+    def factor(self, weight: Tensor, transposed: bool = False, groups: int = 1) -> Tensor | None:
         return weight_scale(weight.detach() if self.detach else weight, self.kind, transposed, groups)
 
     def extra_repr(self) -> str:

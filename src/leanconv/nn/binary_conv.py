@@ -50,7 +50,7 @@ class _BinaryConv(nn.modules.conv._ConvNd):
             input = self.binarize_input(input)
         window = (list(self.stride), self.padding_sizes, self.pad_value, list(self.dilation), self.groups)
         if is_exporting():
-            kind = self.binarize_weight.kind
+            kind = self.binarize_weight.marker_kind()
             return torch.ops.leanconv.binary_conv(input, self.weight, self.bias, kind, *window)
         scale = self.binarize_weight.scale(self.weight)
         return functional.binary_conv(input, self.binarize_weight(self.weight), scale, self.bias, *window)
@@ -221,7 +221,7 @@ class BinaryConvTranspose2d(nn.ConvTranspose2d):
             self.groups,
         )
         if is_exporting():
-            kind = self.binarize_weight.kind
+            kind = self.binarize_weight.marker_kind()
             return torch.ops.leanconv.binary_conv_transpose(input, self.weight, self.bias, kind, *window)
         scale = self.binarize_weight.scale(self.weight, transposed=True, groups=self.groups)
         return functional.binary_conv_transpose(input, self.binarize_weight(self.weight), scale, self.bias, *window)
@@ -259,6 +259,7 @@ class BinaryLinear(nn.Linear):
         if self.binarize_input is not None:
             input = self.binarize_input(input)
         if is_exporting():
-            return torch.ops.leanconv.binary_linear(input, self.weight, self.bias, self.binarize_weight.kind)
+            kind = self.binarize_weight.marker_kind()
+            return torch.ops.leanconv.binary_linear(input, self.weight, self.bias, kind)
         scale = self.binarize_weight.scale(self.weight)
         return functional.binary_linear(input, self.binarize_weight(self.weight), scale, self.bias)

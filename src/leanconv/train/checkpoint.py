@@ -1,8 +1,9 @@
 """Checkpoints: one safetensors file with the state dict and, as JSON under the metadata key ``leanconv``, how to
 rebuild the network.
 
-The JSON holds ``model`` (a timm name, or null for a network of the user's own), ``model_args``, ``preprocessing``
-(timm's meanings), ``classes`` and ``training`` (recipe, seed, epoch, top1, ...).
+The JSON holds ``model`` (a timm name, or null for a network of the user's own), ``model_args``, ``convert`` (which
+layers were replaced after that, or null), ``preprocessing`` (timm's meanings), ``classes`` and ``training`` (recipe,
+seed, epoch, top1, ...).
 """
 
 from __future__ import annotations
@@ -31,17 +32,21 @@ def save(
     *,
     name: str | None = None,
     model_args: dict[str, Any] | None = None,
+    convert: dict[str, Any] | None = None,
     preprocessing: dict[str, Any] | None = None,
     classes: list[str] | None = None,
     training: dict[str, Any] | None = None,
 ) -> int:
     """Write a checkpoint (to a temporary name, then rename) and return its size in bytes.
 
-    Args: name: what ``timm.create_model`` is to be called with, None for a network of your own.
+    Args:
+        name: what ``timm.create_model`` is to be called with, None for a network of your own.
+        convert: the recipe's section of that name, where layers were replaced.
     """
     info = {
         "model": name,
         "model_args": model_args or {},
+        "convert": convert,
         "preprocessing": preprocessing,
         "classes": classes,
         "training": training or {},
@@ -60,6 +65,8 @@ def read_info(path: str | Path) -> dict[str, Any]:
 def load(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """Rebuild a network from its checkpoint, in evaluation mode: (model, info).
 
+    One from the first of two steps comes back with its weights used as real ones, as they were measured.
+
     Args: model: the network to fill, for checkpoints of networks that timm does not know.
     Raises: CheckpointError.
     """
@@ -76,6 +83,10 @@ def load(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Module, d
         except Exception as error:
             line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(f"{path}: cannot make its network {info['model']!r} ({line})") from None
+        if info.get("convert"):
+            from leanconv.train.setup import convert_layers
+
+            model = convert_layers(model, info["convert"])
     expected = model.state_dict()
     for key in dict.fromkeys([*expected, *tensors]):
         if key not in tensors or key not in expected:
@@ -85,7 +96,26 @@ def load(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Module, d
             shapes = f"{list(tensors[key].shape)}, the network {list(expected[key].shape)}"
             raise CheckpointError(f"{path}: tensor {key!r} has shape {shapes}")
     model.load_state_dict(tensors)
+    if (info.get("training") or {}).get("real_weights"):
+        from leanconv.nn import real_weights
+
+        real_weights(model, True)
     return model.eval(), info
+
+
+def load_fitting(path: str | Path, model: nn.Module) -> list[str]:
+    """Fill `model` with the tensors of a checkpoint that have the name and shape of its own; return their names.
+
+    So a binary network starts from its float twin, or one for ten classes from one for a thousand.
+    Raises: CheckpointError, also where nothing fits.
+    """
+    _, tensors = _open(path, with_tensors=True)
+    expected = model.state_dict()
+    fitting = {key: t for key, t in tensors.items() if key in expected and t.shape == expected[key].shape}
+    if not fitting:
+        raise CheckpointError(f"{path}: none of its tensors has the name and shape of one of {type(model).__name__}'s")
+    model.load_state_dict(fitting, strict=False)
+    return sorted(fitting)
 
 
 def _open(path: str | Path, with_tensors: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:

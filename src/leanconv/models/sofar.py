@@ -1,0 +1,208 @@
+"""SoFAr's residual fractal networks (Zhu et al., arXiv 2009.05317): RF, one fractal unit of Bi-Real layers a stage.
+
+Only the paper's abstract could be read. Depth, width and budget of the published names (RF-c4d8 ResNet37(41),
+DRF-c2d2 DenseNet51(53)) fit the networks built here and few others; they are our **reconstruction** [inferred].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models import checkpoint_seq, generate_default_cfgs
+from torch import Tensor, nn
+
+from leanconv.models._registry import cifar_cfg, picture_cfg, register
+from leanconv.models.residual import ResidualNet, build
+from leanconv.nn import BinaryConv2d
+from leanconv.nn.fractal import BinaryResidualLayer, FractalUnit
+
+SHORTCUTS = ("duplicate", "binary", "real")
+
+
+class BinaryDownsample(nn.Module):
+    """``bn(conv(sign(x))) + shortcut(x)`` with a binary 3x3 convolution of stride 2.
+
+    Args:
+        shortcut: after a 2x2 average pool, ``"duplicate"`` (channels twice, then cut to the width: no parameters;
+            default, [open] in SoFAr), ``"binary"`` (binary 1x1, BN) or ``"real"`` (float 1x1, BN: Bi-Real's).
+        binary: arguments of :class:`~leanconv.nn.BinaryConv2d`, by name.
+
+    Shapes: [N, in_channels, H, W] -> [N, out_channels, ceil(H / 2), ceil(W / 2)].
+    Raises: ValueError for an unknown shortcut, or duplication to more than twice or less than the input's width.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, shortcut: str = "duplicate", **binary: Any) -> None:
+        super().__init__()
+        if shortcut not in SHORTCUTS:
+            raise ValueError(f"unknown shortcut {shortcut!r}: expected one of {', '.join(SHORTCUTS)}")
+        if shortcut == "duplicate" and out_channels not in (in_channels, 2 * in_channels):
+            raise ValueError(f"channels cannot be duplicated from {in_channels} to {out_channels}; use shortcut='real'")
+        self.conv = BinaryConv2d(in_channels, out_channels, 3, stride=2, padding=1, **binary)
+        self.bn = nn.BatchNorm2d(out_channels)
+        self.pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+        self.copies = out_channels // in_channels if shortcut == "duplicate" else 1
+        self.project: nn.Module | None = None
+        if shortcut == "binary":
+            conv: nn.Module = BinaryConv2d(in_channels, out_channels, 1, **binary)
+            self.project = nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+        elif shortcut == "real":
+            conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+            self.project = nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = self.pool(x)
+        if self.project is not None:
+            shortcut = self.project(shortcut)
+        elif self.copies > 1:
+            shortcut = torch.cat([shortcut] * self.copies, 1)
+        return self.bn(self.conv(x)) + shortcut
+
+
+class ResidualFractalBlock(nn.Module):
+    """A fractal unit of Bi-Real layers, after a downsampling layer where width or size change.
+
+    Args: columns, join, merged, drop_path: those of :class:`~leanconv.nn.fractal.FractalUnit`; shortcut: that of
+        :class:`BinaryDownsample`; the rest, of :class:`~leanconv.nn.BinaryConv2d`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        *,
+        columns: int = 4,
+        join: str = "mean",
+        merged: bool = True,
+        drop_path: float = 0.0,
+        shortcut: str = "duplicate",
+        binarize_input: str = "approx_sign",
+        binarize_weight: str = "magnitude",
+        pad_value: int = 0,
+    ) -> None:
+        super().__init__()
+        binary: dict[str, Any] = {
+            "pad_value": pad_value,
+            "binarize_input": binarize_input,
+            "binarize_weight": binarize_weight,
+        }
+        self.down: nn.Module | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.down = BinaryDownsample(in_channels, out_channels, shortcut, **binary)
+        self.unit = FractalUnit(
+            columns,
+            lambda first: BinaryResidualLayer(out_channels, **binary),
+            join=join,
+            merged=merged,
+            drop_path=drop_path,
+        )
+
+    def forward(self, x: Tensor, column: Tensor | None = None) -> Tensor:
+        if self.down is not None:
+            x = self.down(x)
+        return self.unit(x, column)
+
+
+class FractalNet(ResidualNet):
+    """A :class:`~leanconv.models.residual.ResidualNet` whose blocks are fractal.
+
+    Args:
+        global_drop_path: in training, this share of the pictures goes through one column of every unit alone, chosen
+            at random for each picture (FractalNet's global drop-path, [open] in SoFAr). 0: none.
+    """
+
+    def __init__(self, *args: Any, global_drop_path: float = 0.0, columns: int = 4, **kwargs: Any) -> None:
+        if not 0 <= global_drop_path <= 1:
+            raise ValueError(f"global_drop_path must be in [0, 1], got {global_drop_path}")
+        super().__init__(*args, columns=columns, **kwargs)
+        self.columns, self.global_drop_path = columns, global_drop_path
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        column = self._draw_columns(x)
+        x = self.maxpool(self._stem(x))
+        for name in self.stages:
+            x = self._stage(name, x, column)
+        return x
+
+    def _draw_columns(self, x: Tensor) -> Tensor | None:
+        """[N]: the column that each picture goes through, 0 for all of them; None where there is nothing to draw."""
+        if not self.training or not self.global_drop_path:
+            return None
+        n = x.shape[0]
+        alone = torch.rand(n, device=x.device) < self.global_drop_path
+        return torch.where(alone, torch.randint(1, self.columns + 1, (n,), device=x.device), 0)
+
+    def _stage(self, name: str, x: Tensor, column: Tensor | None = None) -> Tensor:
+        stage = self.get_submodule(name)
+        if self.grad_checkpointing and self.training and not torch.jit.is_scripting():
+            return checkpoint_seq([lambda y, block=block: block(y, column) for block in stage], x)  # type: ignore
+        for block in stage:  # type: ignore[attr-defined]
+            x = block(x, column)
+        return x
+
+
+_PAPER = {"paper_ids": "arXiv:2009.05317", "paper_name": "SoFAr (our reconstruction)"}
+_IMAGENET = ("rf_c4d8_resnet37", "rf_c2d2_resnet21", "rf_c3d4_resnet21", "rf_c3d4_resnet37", "rf_c4d8_resnet37_w52")
+_CIFAR = ("rf_c2d2_resnet21_cifar", "rf_c3d4_resnet21_cifar", "rf_c4d8_resnet37_cifar")
+
+default_cfgs = generate_default_cfgs(
+    {name: picture_cfg(224, **_PAPER) for name in _IMAGENET} | {name: cifar_cfg(**_PAPER) for name in _CIFAR}
+)
+
+
+def _rf(name: str, pretrained: bool, columns: int, width: int, units: int = 1, **kwargs: Any) -> nn.Module:
+    """An RF network: four stages of `units` fractal units, `width` channels in the first, doubled from stage to stage."""
+    width = kwargs.pop("width", width)
+    channels = tuple(width * 2**i for i in range(4))
+    return build(
+        name, pretrained, ResidualFractalBlock, (units,) * 4, channels, net=FractalNet, columns=columns, **kwargs
+    )
+
+
+@register(float_twin="resnet18")
+def rf_c4d8_resnet37(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """RF-c4d8 ResNet37(41): the published name at the cost of Bi-Real ResNet-18; 63 binary 3x3 convolutions."""
+    return _rf("rf_c4d8_resnet37", pretrained, 4, 41, **kwargs)
+
+
+@register(float_twin="resnet18")
+def rf_c2d2_resnet21(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """RF-c2d2, two units a stage, width 64: a member of the family at about Bi-Real ResNet-18's cost [inferred]."""
+    return _rf("rf_c2d2_resnet21", pretrained, 2, 64, units=2, **kwargs)
+
+
+@register(float_twin="resnet18")
+def rf_c3d4_resnet21(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """RF-c3d4, one unit a stage, width 59: a member of the family at about Bi-Real ResNet-18's cost [inferred]."""
+    return _rf("rf_c3d4_resnet21", pretrained, 3, 59, **kwargs)
+
+
+@register(float_twin="resnet18")
+def rf_c3d4_resnet37(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """RF-c3d4, two units a stage, width 42: a member of the family at about Bi-Real ResNet-18's cost [inferred]."""
+    return _rf("rf_c3d4_resnet37", pretrained, 3, 42, units=2, **kwargs)
+
+
+@register(float_twin="resnet34")
+def rf_c4d8_resnet37_w52(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """RF-c4d8 ResNet37(52): about the cost of Bi-Real ResNet-34 [inferred]."""
+    return _rf("rf_c4d8_resnet37_w52", pretrained, 4, 52, **kwargs)
+
+
+@register(float_twin="resnet18_cifar")
+def rf_c4d8_resnet37_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """RF-c4d8 ResNet37(41) for 32x32 pictures: 3x3 stem, no stem pooling."""
+    return _rf("rf_c4d8_resnet37_cifar", pretrained, 4, 41, **{"stem": "cifar"} | kwargs)
+
+
+@register(float_twin="resnet18_cifar")
+def rf_c2d2_resnet21_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """RF-c2d2, two units a stage, width 64, for 32x32 pictures."""
+    return _rf("rf_c2d2_resnet21_cifar", pretrained, 2, 64, units=2, **{"stem": "cifar"} | kwargs)
+
+
+@register(float_twin="resnet18_cifar")
+def rf_c3d4_resnet21_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """RF-c3d4, one unit a stage, width 59, for 32x32 pictures."""
+    return _rf("rf_c3d4_resnet21_cifar", pretrained, 3, 59, **{"stem": "cifar"} | kwargs)
