@@ -3,14 +3,13 @@
 Only multiply-adds of convolutions and dense layers count, at their nominal channel numbers (a transposed convolution:
 input pixels times taps); batch norm, pooling, joins, scales and biases count 0. ``ops`` = real + binary / 64. "Without
 stem" drops the first convolution. Memory is 1 bit a binary weight and 4 bytes a real-valued parameter, batch norm's
-included, running statistics and filter scales not.
+included, running statistics and filter scales not; the packed file holds tensors as the engine reads them (batch norm
+folded into scale and bias) and a header.
 """
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from leanconv.program import Op, Program, ProgramError, infer_sizes
@@ -20,32 +19,39 @@ WEIGHTED = ("binary_conv", "binary_conv_transpose", "conv", "linear")
 
 @dataclass
 class LayerCost:
-    """One operator: sizes are [height, width, channels] of what it makes."""
+    """One operator: shapes are [height, width, channels] of the map that it reads and of the one that it makes.
+
+    `bytes_memory` is rounded up to whole bytes, `bytes_packed` counts its tensors in the file, without the header.
+    """
 
     name: str
     kind: str
+    input: list[int]
     output: list[int]
     parameters_binary: int
     parameters_real: int
     macs_binary: int
     macs_real: int
+    ops: float
+    bytes_memory: int
+    bytes_packed: int
 
 
 def complexity(program: Program, size: tuple[int, int] | None = None) -> dict[str, Any]:
     """Counts of one picture: `parameters_binary parameters_real macs_binary macs_real ops ops_without_stem depth
-    bytes_memory bytes_packed`, the input `size` they hold for, and `layers` (a dict of :class:`LayerCost` for each
-    operator).
+    bytes_memory bytes_packed`, the input `size` they hold for, `stem` (the first convolution's name, or None), and
+    `layers` (a dict of :class:`LayerCost` for each operator).
 
     `depth` counts convolutions and dense layers on the longest path. Args: `size` (height, width) where the network
     leaves it free; by default that of the preprocessing. Raises ProgramError where no size is known or the network
     does not take it.
     """
     sizes = infer_sizes(program, {i.value: _input_size(program, i.height, i.width, size) for i in program.inputs})
-    layers = [_cost(op, program, sizes) for op in program.ops]
+    counted: set[str] = set()
+    layers = [_cost(op, program, sizes, counted) for op in program.ops]
     binary, real = sum(row.macs_binary for row in layers), sum(row.macs_real for row in layers)
     stem = next((row for row in layers if row.kind in WEIGHTED and row.kind != "linear"), None)
     ops = real + binary / 64
-    without = ops - (stem.macs_real + stem.macs_binary / 64 if stem else 0)
     parameters_binary = sum(row.parameters_binary for row in layers)
     parameters_real = sum(row.parameters_real for row in layers)
     first = program.inputs[0]
@@ -55,11 +61,12 @@ def complexity(program: Program, size: tuple[int, int] | None = None) -> dict[st
         "macs_binary": binary,
         "macs_real": real,
         "ops": ops,
-        "ops_without_stem": without,
+        "ops_without_stem": ops - (stem.ops if stem else 0),
         "depth": _depth(program),
-        "bytes_memory": (parameters_binary + 7) // 8 + 4 * parameters_real,
-        "bytes_packed": _packed_bytes(program),
+        "bytes_memory": _memory(parameters_binary, parameters_real),
+        "bytes_packed": len(program.to_bytes()),
         "size": list(sizes[first.value]),
+        "stem": stem.name if stem else None,
         "layers": [asdict(row) for row in layers],
     }
 
@@ -79,7 +86,12 @@ def _input_size(
     return height or size[0], width or size[1]
 
 
-def _cost(op: Op, program: Program, sizes: list[tuple[int, int]]) -> LayerCost:
+def _memory(parameters_binary: int, parameters_real: int) -> int:
+    return (parameters_binary + 7) // 8 + 4 * parameters_real
+
+
+def _cost(op: Op, program: Program, sizes: list[tuple[int, int]], counted: set[str]) -> LayerCost:
+    """`counted`: the tensors that earlier operators hold; those of this one are added."""
     a = op.attrs
     before = sizes[op.inputs[0]]
     after, channels = _result(op, program, sizes)
@@ -89,15 +101,28 @@ def _cost(op: Op, program: Program, sizes: list[tuple[int, int]]) -> LayerCost:
         weights = kernel[0] * kernel[1] * a["in_channels"] // a.get("groups", 1) * a["out_channels"]
         pixels = before[0] * before[1] if op.kind == "binary_conv_transpose" else after[0] * after[1]
     binary = op.kind.startswith("binary")
+    macs = weights * pixels
+    tensors = _tensors(op) - counted
+    counted |= tensors
     return LayerCost(
         name=op.name,
         kind=op.kind,
+        input=[*before, sum(program.values[value].channels for value in op.inputs)],  # several: a concatenation
         output=[*after, channels],
         parameters_binary=weights if binary else 0,
         parameters_real=op.parameters_real,
-        macs_binary=weights * pixels if binary else 0,
-        macs_real=0 if binary else weights * pixels,
+        macs_binary=macs if binary else 0,
+        macs_real=0 if binary else macs,
+        ops=macs / 64 if binary else macs,
+        bytes_memory=_memory(weights if binary else 0, op.parameters_real),
+        bytes_packed=sum(program.tensors[name].nbytes for name in tensors),
     )
+
+
+def _tensors(op: Op) -> set[str]:
+    """The names of all tensors that an operator and its steps use."""
+    of_steps = (name for s in op.steps for name in (s.scale, s.bias, s.slope) if name is not None)
+    return {*op.tensors.values(), *of_steps}
 
 
 def _written(op: Op) -> list[int]:
@@ -128,7 +153,3 @@ def _depth(program: Program) -> int:
             depth[op.output] = so_far
     return max(depth)
 
-
-def _packed_bytes(program: Program) -> int:
-    with tempfile.TemporaryDirectory(prefix="leanconv-size-") as folder:
-        return program.save(Path(folder) / "model.lconv")

@@ -100,7 +100,7 @@ def _train(kind: str, out: Path, tell: Callable[[str], None]) -> Trained:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # layers this small gain little from more, and lose much where other work takes a core
     try:
-        result = train(recipe, out / kind)
+        result = train(recipe, out / kind, overwrite=True)
     finally:
         torch.set_num_threads(threads)
     return Trained(from_checkpoint(result.checkpoint), result.checkpoint, result.top1, result.history)

@@ -107,7 +107,7 @@ def test_train_a_little(leanconv, tmp_path):
     out = tmp_path / "run"
     text = leanconv("train", "digits/bireal_digits", "--set", "epochs=1", "--set", "expect=null", "--out", out).stdout
     assert str(out / "checkpoint.safetensors") in text
-    assert (out / "checkpoint.safetensors").is_file() and (out / "history.json").is_file()
+    assert (out / "checkpoint.safetensors").is_file() and (out / "log.jsonl").is_file()
 
 
 def test_export(leanconv, checkpoint, tmp_path):

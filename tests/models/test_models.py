@@ -7,13 +7,29 @@ import torch
 from torch import nn
 
 from leanconv import models
+from leanconv.compiler import compile
 from leanconv.models import float_twin, list_models
+from leanconv.networks import settle
 from leanconv.nn import BinaryConv2d, weight_scale
 
 import timm  # isort: skip
 
 NAMES = list_models()
 BINARY = list_models(binary=True)
+FAST = {  # one a family; the others are swept by `make test-all`
+    "binary_densenet28_cifar",
+    "bireal_digits",
+    "bireal_resnet20_cifar",
+    "fractalnet_cifar",
+    "meliusnet22",
+    "quicknet_small",
+    "reactnet18",
+    "resnet_digits",
+    "resnete18",
+    "rf_c2d2_resnet21_cifar",
+}
+NARROW = {"fractalnet": {"channels": (8, 8, 16, 16)}, "fractalnet_cifar": {"channels": (8, 8, 16, 16, 16)}}
+SWEEP = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +44,12 @@ def one_thread():
 def picture(name: str, batch: int = 2, channels: int | None = None) -> torch.Tensor:
     c, height, _ = timm.get_pretrained_cfg(name).input_size
     side = min(height, 40 if height > 40 else 14)  # odd sizes on the way: 20, 10, 5, 3, 2 and 14, 7, 4, 2
+    if name.startswith("quicknet"):  # whose transitions round down
+        side = 64
     return torch.randn(batch, channels or c, side, side)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SWEEP)
 def test_network(name):
     """Forward, backward, features, heads, state dict, configuration."""
     cfg = timm.get_pretrained_cfg(name)
@@ -75,7 +93,7 @@ def test_network(name):
     assert expected["fc.weight"].shape[0] == cfg.num_classes
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SWEEP)
 def test_features_only_and_in_chans(name):
     model = timm.create_model(name, features_only=True, in_chans=2)
     x = picture(name, channels=2)
@@ -87,7 +105,7 @@ def test_features_only_and_in_chans(name):
     assert len(two(x)) == 2
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SWEEP)
 def test_export_with_dynamic_batch(name):
     model = timm.create_model(name).eval()
     batch = torch.export.Dim("batch", min=1)
@@ -101,14 +119,12 @@ def test_export_with_dynamic_batch(name):
     torch.testing.assert_close(exported.module()(x), model(x))
 
 
-@pytest.mark.parametrize("name", BINARY)
-def test_float_twin_has_the_same_shape(name):
-    twin = timm.create_model(float_twin(name), num_classes=7, in_chans=2)
-    model = timm.create_model(name, num_classes=7, in_chans=2)
-    convs = {key: m.weight.shape for key, m in twin.named_modules() if isinstance(m, nn.Conv2d) and "down" not in key}
-    ours = {key: m.weight.shape for key, m in model.named_modules() if isinstance(m, nn.Conv2d) and "down" not in key}
-    assert ours == convs
-    assert twin(picture(name, channels=2)).shape == (2, 7)
+@pytest.mark.parametrize("name", SWEEP)
+def test_compiles_and_runs_at_parity(name):
+    """Every operator in the engine against PyTorch, on a network with activations of a usual spread."""
+    model, x = timm.create_model(name, **NARROW.get(name, {})), picture(name)
+    settle(model, picture(name, batch=8).numpy())
+    compile(model.eval(), x, verify=True)
 
 
 DEPTHS = {
@@ -120,7 +136,17 @@ DEPTHS = {
 }
 
 
-@pytest.mark.parametrize("name", BINARY)
+@pytest.mark.parametrize("name", DEPTHS)
+def test_float_twin_has_the_same_shape(name):
+    twin = timm.create_model(float_twin(name), num_classes=7, in_chans=2)
+    model = timm.create_model(name, num_classes=7, in_chans=2)
+    convs = {key: m.weight.shape for key, m in twin.named_modules() if isinstance(m, nn.Conv2d) and "down" not in key}
+    ours = {key: m.weight.shape for key, m in model.named_modules() if isinstance(m, nn.Conv2d) and "down" not in key}
+    assert ours == convs
+    assert twin(picture(name, channels=2)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", DEPTHS)
 def test_bireal_structure(name):
     model = timm.create_model(name)
     binary = {key: m for key, m in model.named_modules() if isinstance(m, BinaryConv2d)}

@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from leanconv.train.augment import _affine, _shift, augment
+from leanconv.train.augment import _affine, _boxes, _crop, _erase, _shift, augment
 from leanconv.train.recipe import Augment
 
 
@@ -68,3 +68,56 @@ def test_same_generator_same_result():
     how = Augment(shift=0.5, rotate=10, scale=0.1, flip=True)
     assert torch.equal(augment(x, how, generator(3)), augment(x, how, generator(3)))
     assert not torch.equal(augment(x, how, generator(3)), augment(x, how, generator(4)))
+
+
+def test_crop_of_whole_pixels_without_resizing_is_a_slice():
+    x = torch.rand(2, 3, 6, 8)
+    whole = [torch.zeros(2), torch.zeros(2), torch.tensor([6.0, 6]), torch.tensor([8.0, 8])]
+    torch.testing.assert_close(_crop(x, *whole), x)
+    ramp = torch.arange(8.0).expand(1, 1, 6, 8)  # bilinear interpolation keeps a ramp
+    cropped = _crop(ramp, *(torch.tensor([v]) for v in (1.0, 2.0, 3.0, 4.0)))
+    torch.testing.assert_close(cropped[0, 0, 3], 2 + (torch.arange(8) + 0.5) / 2 - 0.5)
+    other = _crop(ramp.transpose(2, 3), *(torch.tensor([v]) for v in (2.0, 1.0, 4.0, 3.0)))
+    torch.testing.assert_close(other, cropped.transpose(2, 3))
+
+
+def test_boxes_keep_to_their_bounds():
+    x = torch.empty(2000, 1, 40, 60)
+    top, left, tall, wide = _boxes(x, (0.1, 0.5), (3 / 4, 4 / 3), generator())
+    area, ratio = tall * wide / 2400, wide / tall
+    assert float(area.min()) >= 0.0999 and float(area.max()) <= 0.5001 and 0.28 < float(area.mean()) < 0.32
+    assert float(ratio.min()) >= 0.749 and float(ratio.max()) <= 1.334 and abs(float(ratio.log().mean())) < 0.02
+    assert bool(((top >= 0) & (left >= 0) & (top + tall <= 40.001) & (left + wide <= 60.001)).all())
+    assert abs(float((top / (40 - tall)).mean()) - 0.5) < 0.03 and abs(float((left / (60 - wide)).mean()) - 0.5) < 0.03
+
+
+def test_boxes_that_never_fit_are_cut():
+    _, _, tall, wide = _boxes(torch.empty(50, 1, 100, 4), (0.9, 1.0), (3 / 4, 4 / 3), generator())
+    assert bool((wide == 4).all()) and float(tall.max()) < 25
+
+
+def test_crop_enlarges():
+    x = torch.rand(200, 1, 8, 8)
+    y = augment(x, Augment(crop=(0.3, 0.6)), generator())
+    assert y.shape == x.shape and not torch.equal(x, y)
+    assert float(y.amin()) >= float(x.amin()) and float(y.amax()) <= float(x.amax())
+    steps = torch.arange(64.0).view(1, 1, 8, 8).repeat(200, 1, 1, 1)  # 1 to the right, 8 downwards
+    z = augment(steps, Augment(crop=(0.3, 0.6)), generator())
+    area = (z[:, 0, 4, 5] - z[:, 0, 4, 4]) * (z[:, 0, 5, 4] - z[:, 0, 4, 4]) / 8  # of a pixel, before enlarging
+    assert float(area.min()) > 0.29 and float(area.max()) < 0.61
+
+
+def test_erase_blackens_the_box():
+    x = torch.ones(2, 2, 4, 6)
+    box = [torch.full((2,), v) for v in (0.6, 1.2, 2.0, 3.0)]
+    y = _erase(x, torch.tensor([True, False]), *box)
+    expected = torch.ones(4, 6)
+    expected[1:3, 1:4] = 0  # centres 1.5 and 2.5 lie in 0.6..2.6; 1.5, 2.5 and 3.5 in 1.2..4.2
+    assert torch.equal(y[0, 0], expected) and torch.equal(y[0, 1], expected) and torch.equal(y[1], x[1])
+
+
+def test_erase_as_often_as_asked():
+    y = augment(torch.ones(2000, 1, 20, 20), Augment(erase=0.25), generator())
+    share = (y == 0).float().mean((1, 2, 3))
+    assert 430 < int((share > 0).sum()) < 570
+    assert float(share.max()) < 0.4 and float(share[share > 0].min()) < 0.05

@@ -1,10 +1,15 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
 
 from leanconv.preprocess import Preprocessing
-from leanconv.train.data import DataError, Split, hold_out, load_data
+from leanconv.train import streams
+from leanconv.train.data import DataError, Split, hold_out, load_data, share_of
+from leanconv.train.recipe import Augment
+from leanconv.train.streams import StreamedSplit
+from tests.train.files import folders
 
 RULES = Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0)
 
@@ -75,40 +80,6 @@ def test_damaged_npz(tmp_path):
         load_data(f"npz:{path.with_suffix('.npy')}")
 
 
-def folder(tmp_path, splits=("train", "val"), classes=("cat", "dog")):
-    for split in splits:
-        for i, name in enumerate(classes):
-            (tmp_path / split / name).mkdir(parents=True)
-            for n in range(2):
-                Image.new("RGB", (20, 10 + n), (100 * i, 0, 0)).save(tmp_path / split / name / f"{n}.png")
-    return tmp_path
-
-
-def test_imagefolder(tmp_path):
-    data = load_data(f"imagefolder:{folder(tmp_path)}", RULES)
-    assert data.prepared and data.classes == ["cat", "dog"]
-    assert data.train.images.shape == (4, 8, 8, 3) and data.train.labels.tolist() == [0, 0, 1, 1]
-    assert int(data.test.images[2, 4, 4, 0]) == 100
-    test_only = load_data(f"imagefolder:{tmp_path / 'val'}", RULES, train=False)
-    assert test_only.train is None and torch.equal(test_only.test.images, data.test.images)
-
-
-def test_imagefolder_mistakes(tmp_path):
-    with pytest.raises(DataError, match="needs a network's preprocessing"):
-        load_data(f"imagefolder:{tmp_path}")
-    with pytest.raises(DataError, match="no such folder"):
-        load_data(f"imagefolder:{tmp_path}/none", RULES)
-    with pytest.raises(DataError, match="expected the folders train and test"):
-        load_data(f"imagefolder:{tmp_path}", RULES)
-    folder(tmp_path)
-    (tmp_path / "val" / "dog" / "broken.png").write_bytes(b"\x89PNG")
-    with pytest.raises(DataError, match=r"broken\.png"):
-        load_data(f"imagefolder:{tmp_path}", RULES)
-    (tmp_path / "val" / "fox").mkdir()
-    with pytest.raises(DataError, match="class 'fox' does not occur in the training folder"):
-        load_data(f"imagefolder:{tmp_path}", RULES)
-
-
 def test_torchvision(tmp_path, monkeypatch):
     from leanconv import _torchvision
 
@@ -134,10 +105,53 @@ def test_torchvision(tmp_path, monkeypatch):
         load_data(f"torchvision:MNIST:{tmp_path}")
 
 
-@pytest.mark.parametrize("spec", ["digit", "npz:", "npz", "torchvision:CIFAR10", "imagefolder:", "webdataset:x"])
+@pytest.mark.parametrize("spec", ["digit", "npz:", "npz", "torchvision:CIFAR10", "imagefolder:", "webdataset", "tar:x"])
 def test_unknown_spec(spec):
-    with pytest.raises(DataError, match="expected digits, npz:PATH, imagefolder:PATH or torchvision:NAME:ROOT"):
+    with pytest.raises(DataError, match="expected digits, npz:PATH, imagefolder:PATH, webdataset:PATH or torchvision:"):
         load_data(spec, RULES)
+
+
+@given(st.integers(0, 40), st.integers(1, 6))
+def test_shares_hold_each_picture_once(count, world):
+    shares = [share_of(count, rank, world) for rank in range(world)]
+    assert [i for share in shares for i in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_split_in_batches():
+    split = Split(torch.arange(7, dtype=torch.uint8).view(7, 1, 1, 1), torch.arange(7))
+    batches = [list(split.pictures(2, rank=rank, world=2)) for rank in (0, 1)]
+    assert [[labels.tolist() for _, labels in part] for part in batches] == [[[0, 1], [2]], [[3, 4], [5, 6]]]
+    assert all(torch.equal(images.flatten(), labels.byte()) for part in batches for images, labels in part)
+    assert split.picture_shape == (1, 1, 1)
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Four training and two test pictures of 8x8x3 = 192 bytes each, in files."""
+    return f"imagefolder:{folders(tmp_path, {'train': 2, 'val': 1})}"
+
+
+def test_data_in_memory_or_in_files(opened, monkeypatch):
+    def kinds(**options):
+        data = load_data(opened, RULES, **options)
+        return type(data.train), type(data.test)
+
+    assert kinds() == kinds(augment=Augment(flip=True, shift=2)) == (Split, Split)
+    assert kinds(augment=Augment(crop=(0.5, 1))) == (StreamedSplit, Split)
+    assert kinds(augment=Augment(color_jitter=0.1)) == kinds(augment=Augment(auto_augment="original"))
+    assert kinds(augment=Augment(crop=(0.5, 1)), stream=False) == (Split, Split)
+    assert kinds(stream=True) == (StreamedSplit, StreamedSplit)
+    monkeypatch.setattr(streams, "IN_MEMORY", 4 * 192)
+    assert kinds() == (StreamedSplit, Split)
+    monkeypatch.setattr(streams, "IN_MEMORY", 4 * 192 + 1)
+    assert kinds() == (Split, Split)
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "webdataset"])
+def test_pictures_from_files_need_rules(tmp_path, kind):
+    with pytest.raises(DataError, match="pictures from files need a network's preprocessing"):
+        load_data(f"{kind}:{tmp_path}")
 
 
 def test_hold_out_is_stratified_and_fixed():

@@ -1,4 +1,3 @@
-import json
 import math
 
 import numpy as np
@@ -7,9 +6,12 @@ import torch
 from torch import nn
 
 from leanconv.preprocess import Preprocessing
-from leanconv.train import checkpoint, loop
+from leanconv.train import checkpoint, loop, state
 from leanconv.train.data import DataError, Split, load_data
+from leanconv.train.evaluate import evaluate
 from leanconv.train.recipe import RecipeError, load_recipe, make_recipe
+
+FILES = ("checkpoint", "best")
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +39,15 @@ def test_two_epochs_learn_the_digits(two_epochs):
     assert result.top1 > 0.5 and result.split == "test" and result.reproduced is True
     assert [row["epoch"] for row in result.history] == [1, 2]
     assert result.history[1]["train_loss"] < result.history[0]["train_loss"]
-    assert json.loads((out / "history.json").read_text()) == result.history
     assert load_recipe(out / "recipe.yaml").epochs == 2
-    assert sorted(p.name for p in out.iterdir()) == ["checkpoint.safetensors", "history.json", "recipe.yaml"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "best.safetensors",
+        "checkpoint.safetensors",
+        "log.jsonl",
+        "recipe.yaml",
+        "state.safetensors",
+        "tensorboard",
+    ]
 
 
 def test_checkpoint_gives_the_same_network(two_epochs):
@@ -53,7 +61,7 @@ def test_checkpoint_gives_the_same_network(two_epochs):
     assert info["training"]["top1"] == result.top1 and info["training"]["recipe"]["seed"] == 0
     rules = Preprocessing.from_dict(info["preprocessing"])
     assert rules.input_size == (1, 8, 8) and rules.crop_pct == 1.0
-    measured = loop.evaluate(model, load_data("digits").test, rules)
+    measured = evaluate(model, load_data("digits").test, rules)
     assert measured["top1"] == result.top1 and measured["top5"] >= measured["top1"]
 
 
@@ -76,23 +84,74 @@ def test_nan_loss_stops_with_one_line(tmp_path):
     with pytest.raises(loop.TrainingError, match="lower learning_rate") as error:
         loop.train(recipe(learning_rate=1e38, optimizer="sgd", warmup_epochs=0), tmp_path, progress=False)
     assert "epoch 1" in str(error.value) and "\n" not in str(error.value)
-    assert [p.name for p in tmp_path.iterdir()] == ["recipe.yaml"]
+    assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
-def test_interruption_leaves_whole_files(tmp_path, monkeypatch):
-    calls = iter(range(100))
+def test_best_and_last(tmp_path, monkeypatch):
+    tops = iter((0.3, 0.5, 0.4))
+    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: {"loss": 1.0, "top1": next(tops), "top5": 0.9})
+    result = loop.train(recipe(epochs=3, batch_size=512), tmp_path, progress=False)
+    assert result.top1 == 0.4
+    epochs = {name: checkpoint.read_info(tmp_path / f"{name}.safetensors")["training"]["epoch"] for name in FILES}
+    assert epochs == {"checkpoint": 3, "best": 2}
 
-    def interrupted(*args, **kwargs):
-        if next(calls) == 1:
-            raise KeyboardInterrupt
-        return {"loss": 1.0, "top1": 0.5, "top5": 0.5}
 
-    monkeypatch.setattr(loop, "evaluate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        loop.train(recipe(epochs=3, batch_size=512), tmp_path, progress=False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.safetensors", "history.json", "recipe.yaml"]
-    assert checkpoint.read_info(tmp_path / "checkpoint.safetensors")["training"]["epoch"] == 1
-    assert len(json.loads((tmp_path / "history.json").read_text())) == 1
+def test_first_of_two_steps_is_marked_and_never_best(tmp_path, monkeypatch):
+    tops = iter((0.9, 0.4, 0.5))
+    seen = []
+
+    def measure(model, *args, **kwargs):
+        seen.append(model.layer1[0].conv1.binarize_weight.real)
+        return {"loss": 1.0, "top1": next(tops), "top5": 0.9}
+
+    monkeypatch.setattr(loop, "evaluate", measure)
+    two = recipe(epochs=2, batch_size=512, warmup_epochs=0, real_weights_first={"epochs": 1, "learning_rate": 0.5})
+    result = loop.train(two, tmp_path, progress=False)
+    assert seen == [True, False, False]
+    info = checkpoint.read_info(tmp_path / "best.safetensors")["training"]
+    assert info["epoch"] == 3 and info["real_weights"] is False
+    assert result.history[0]["learning_rate"] > 0.05 > result.history[1]["learning_rate"]
+
+
+def test_average_of_weights_is_what_is_measured(tmp_path):
+    result = loop.train(recipe(epochs=1, ema=0.5), tmp_path, progress=False)
+    saved = state.load(tmp_path / "state.safetensors")
+    assert torch.equal(result.model.fc.weight, saved["average"]["fc.weight"])
+    assert not torch.equal(saved["average"]["fc.weight"], saved["model"]["fc.weight"])
+
+
+def test_precision_and_memory_layout(tmp_path):
+    result = loop.train(recipe(epochs=1, precision="bf16", channels_last=True), tmp_path, progress=False)
+    assert result.top1 > 0.3 and result.model.fc.weight.dtype == torch.float32
+
+
+def test_start_from_a_float_twin(tmp_path):
+    twin = loop.train(recipe(model="resnet_digits", epochs=1), tmp_path / "float", progress=False)
+    path = str(twin.checkpoint)
+    run = loop.Run(
+        recipe(start_from=path), tmp_path / "binary", loop.accelerator_for(recipe(), "cpu"), None
+    )
+    assert torch.equal(run.model.layer1[0].conv1.weight, twin.model.layer1[0].conv1.weight)
+    with pytest.raises(checkpoint.CheckpointError, match="none of its tensors"):
+        loop.train(recipe(model="vit_tiny_patch16_224", start_from=path), tmp_path / "no", progress=False)
+
+
+def test_converted_network_is_rebuilt_from_its_checkpoint(tmp_path):
+    how = {"to": "BinaryConv2d", "args": {"binarize_weight": "magnitude"}}
+    result = loop.train(recipe(model="resnet_digits", epochs=1, convert=how), tmp_path, progress=False)
+    model, info = checkpoint.load(result.checkpoint)
+    assert info["convert"]["to"] == "BinaryConv2d"
+    assert type(model.layer1[0].conv1).__name__ == "BinaryConv2d" and type(model.conv1).__name__ == "Conv2d"
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(model(x), result.model(x))
+
+
+def test_teacher_changes_the_run(tmp_path):
+    twin = loop.train(recipe(model="resnet_digits", epochs=1), tmp_path / "teacher", progress=False)
+    taught = recipe(epochs=1, teacher={"checkpoint": str(twin.checkpoint), "weight": 0.9})
+    one = loop.train(taught, tmp_path / "taught", progress=False)
+    other = loop.train(recipe(epochs=1), tmp_path / "alone", progress=False)
+    assert one.history[0]["train_loss"] != other.history[0]["train_loss"]
 
 
 def test_grey_pictures_in_a_network_made_for_colour(tmp_path):
@@ -123,24 +182,6 @@ def test_mistakes_leave_nothing_behind(tmp_path, entries, error, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_rate_factor():
-    cosine = [loop.rate_factor(s, 12, 2, "cosine") for s in range(13)]
-    assert cosine[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
-    assert cosine[7] == pytest.approx(0.5) and cosine[12] == pytest.approx(0.0)
-    assert loop.rate_factor(5, 10, 0, "linear") == 0.5 and loop.rate_factor(9, 10, 0, "constant") == 1.0
-
-
-def test_weight_decay_spares_binary_weights_and_vectors():
-    import timm
-
-    model = timm.create_model("bireal_digits")
-    optimizer = loop.create_optimizer(model, recipe(weight_decay=0.1, optimizer="adamw"))
-    decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
-    names = {name for name, p in model.named_parameters() if id(p) in decayed}
-    assert names == {"conv1.weight", "layer2.0.downsample.1.weight", "layer3.0.downsample.1.weight", "fc.weight"}
-    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
-
-
 def test_evaluate_by_hand():
     class Sum(nn.Module):
         def __init__(self):
@@ -154,7 +195,7 @@ def test_evaluate_by_hand():
     images = torch.tensor([255, 255, 0], dtype=torch.uint8).view(3, 1, 1, 1)
     split = Split(images, torch.tensor([0, 1, 1]))
     rules = Preprocessing((1, 1, 1), (0.5,), (0.5,))
-    measured = loop.evaluate(Sum(), split, rules, batch_size=2)
+    measured = evaluate(Sum(), split, rules, batch_size=2)
     good, bad = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))
     assert measured == pytest.approx({"top1": 2 / 3, "top5": 1.0, "loss": (2 * good + bad) / 3})
 

@@ -151,8 +151,19 @@ def info(
     model: Annotated[str, typer.Argument(metavar="NAME|CHECKPOINT|MODEL.lconv")],
     json: Json = False,
     size: Annotated[int | None, typer.Option("--size", min=1, help="Height and width to count at.")] = None,
+    draw: Annotated[
+        Path | None,
+        typer.Option("--draw", metavar="FILE.svg", help="Draw one fractal unit of the model instead of counting."),
+    ] = None,
 ) -> None:
-    """Layers, parameters, binary and float MACs, OPs, bytes."""
+    """Layers, parameters, binary and float MACs, OPs, bytes; with --draw, a fractal unit as SVG."""
+    if draw is not None:
+        if json or size is not None:
+            raise typer.BadParameter("--draw goes without --json and --size; call `leanconv info` twice")
+        from leanconv.cli.info import draw as draw_unit
+
+        draw_unit(model, draw)
+        return
     from leanconv.cli.info import info
 
     info(model, json, size)
@@ -181,6 +192,24 @@ def bench(
     from leanconv.cli.bench import bench
 
     bench(model, rivals, threads, size, batch, rounds, json, profile)
+
+
+@app.command()
+def results(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="PATH", help="CSV files or folders of them; a checkout's results/ by default."),
+    ] = None,
+    pairs: Annotated[
+        str | None,
+        typer.Option("--pairs", metavar="ARM,ARM", help="How far the first arm is above the second, seed by seed."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Recorded training runs: mean, deviation and range of top-1 over the seeds."""
+    from leanconv.cli.results import results
+
+    results(paths or [], pairs, json)
 
 
 @app.command("list")

@@ -30,7 +30,7 @@ def evaluate(path: Path, spec: str, threads: int | None, json: bool) -> None:
 def _checkpoint(path: Path, spec: str) -> dict[str, Any]:
     from leanconv.networks import from_checkpoint
     from leanconv.train.data import load_data
-    from leanconv.train.loop import evaluate
+    from leanconv.train.evaluate import evaluate
 
     network = from_checkpoint(path)
     data = load_data(spec, network.rules, train=False)

@@ -18,8 +18,13 @@ def train(recipe: str, overrides: list[str], out: Path | None, resume: bool, ove
     path = recipe_path(recipe)
     loaded = load_recipe(path, overrides)  # before torch is imported: a typo is an error at once
     from leanconv.train.loop import train
+    from leanconv.train.stop import Stopped
 
-    result = train(loaded, out or Path("runs") / path.stem, resume=resume, overwrite=overwrite)
+    try:
+        result = train(loaded, out or Path("runs") / path.stem, resume=resume, overwrite=overwrite)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        raise SystemExit(130) from None
     if os.environ.get("RANK", "0") != "0":
         return  # the first process of several speaks for all
     print(f"{result.checkpoint}  top-1 {result.top1:.4f} on the {result.split} split, {result.seconds:.0f} s")

@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from leanconv.compiler.errors import CompileError
+from leanconv.nn.binarize import RealWeightsError
 from leanconv.program import Program, ProgramError, infer_sizes
 
 TRIED_SIZES = [*range(1, 130), *range(131, 1025, 7)]
@@ -95,6 +96,8 @@ def export_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     with evaluation(model):
         try:
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        except RealWeightsError as error:
+            raise CompileError(str(error)) from None
         except Exception as error:
             text = " ".join(str(error).split("\n\n")[0].split())[:500]
             raise CompileError(

@@ -4,7 +4,17 @@ from leanconv import _torchvision
 
 _torchvision.ensure_importable()  # before timm
 
-from leanconv.models import bireal, cifar_resnet, sofar  # noqa: E402, F401  (importing registers)
+from leanconv.models import (  # noqa: E402, F401  (importing registers)
+    binary_densenet,
+    bireal,
+    cifar_resnet,
+    fractalnet,
+    meliusnet,
+    quicknet,
+    reactnet,
+    resnete,
+    sofar,
+)
 from leanconv.models._registry import float_twin, list_models  # noqa: E402
 from leanconv.models.bireal import BiRealBlock  # noqa: E402
 from leanconv.models.residual import ResidualNet  # noqa: E402

@@ -151,9 +151,8 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _rf(name: str, pretrained: bool, columns: int, width: int, units: int = 1, **kwargs: Any) -> nn.Module:
+def _rf(name: str, pretrained: bool, columns: int, units: int, *, width: int, **kwargs: Any) -> nn.Module:
     """An RF network: four stages of `units` fractal units, `width` channels in the first, doubled from stage to stage."""
-    width = kwargs.pop("width", width)
     channels = tuple(width * 2**i for i in range(4))
     return build(
         name, pretrained, ResidualFractalBlock, (units,) * 4, channels, net=FractalNet, columns=columns, **kwargs
@@ -163,46 +162,46 @@ def _rf(name: str, pretrained: bool, columns: int, width: int, units: int = 1, *
 @register(float_twin="resnet18")
 def rf_c4d8_resnet37(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c4d8 ResNet37(41): the published name at the cost of Bi-Real ResNet-18; 63 binary 3x3 convolutions."""
-    return _rf("rf_c4d8_resnet37", pretrained, 4, 41, **kwargs)
+    return _rf("rf_c4d8_resnet37", pretrained, 4, 1, **{"width": 41} | kwargs)
 
 
 @register(float_twin="resnet18")
 def rf_c2d2_resnet21(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c2d2, two units a stage, width 64: a member of the family at about Bi-Real ResNet-18's cost [inferred]."""
-    return _rf("rf_c2d2_resnet21", pretrained, 2, 64, units=2, **kwargs)
+    return _rf("rf_c2d2_resnet21", pretrained, 2, 2, **{"width": 64} | kwargs)
 
 
 @register(float_twin="resnet18")
 def rf_c3d4_resnet21(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c3d4, one unit a stage, width 59: a member of the family at about Bi-Real ResNet-18's cost [inferred]."""
-    return _rf("rf_c3d4_resnet21", pretrained, 3, 59, **kwargs)
+    return _rf("rf_c3d4_resnet21", pretrained, 3, 1, **{"width": 59} | kwargs)
 
 
 @register(float_twin="resnet18")
 def rf_c3d4_resnet37(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c3d4, two units a stage, width 42: a member of the family at about Bi-Real ResNet-18's cost [inferred]."""
-    return _rf("rf_c3d4_resnet37", pretrained, 3, 42, units=2, **kwargs)
+    return _rf("rf_c3d4_resnet37", pretrained, 3, 2, **{"width": 42} | kwargs)
 
 
 @register(float_twin="resnet34")
 def rf_c4d8_resnet37_w52(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c4d8 ResNet37(52): about the cost of Bi-Real ResNet-34 [inferred]."""
-    return _rf("rf_c4d8_resnet37_w52", pretrained, 4, 52, **kwargs)
+    return _rf("rf_c4d8_resnet37_w52", pretrained, 4, 1, **{"width": 52} | kwargs)
 
 
 @register(float_twin="resnet18_cifar")
 def rf_c4d8_resnet37_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c4d8 ResNet37(41) for 32x32 pictures: 3x3 stem, no stem pooling."""
-    return _rf("rf_c4d8_resnet37_cifar", pretrained, 4, 41, **{"stem": "cifar"} | kwargs)
+    return _rf("rf_c4d8_resnet37_cifar", pretrained, 4, 1, **{"width": 41, "stem": "cifar"} | kwargs)
 
 
 @register(float_twin="resnet18_cifar")
 def rf_c2d2_resnet21_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c2d2, two units a stage, width 64, for 32x32 pictures."""
-    return _rf("rf_c2d2_resnet21_cifar", pretrained, 2, 64, units=2, **{"stem": "cifar"} | kwargs)
+    return _rf("rf_c2d2_resnet21_cifar", pretrained, 2, 2, **{"width": 64, "stem": "cifar"} | kwargs)
 
 
 @register(float_twin="resnet18_cifar")
 def rf_c3d4_resnet21_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c3d4, one unit a stage, width 59, for 32x32 pictures."""
-    return _rf("rf_c3d4_resnet21_cifar", pretrained, 3, 59, **{"stem": "cifar"} | kwargs)
+    return _rf("rf_c3d4_resnet21_cifar", pretrained, 3, 1, **{"width": 59, "stem": "cifar"} | kwargs)

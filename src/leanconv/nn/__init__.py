@@ -17,6 +17,7 @@ from leanconv.nn.binarize import (
     weight_scale,
 )
 from leanconv.nn.binary_conv import BinaryConv1d, BinaryConv2d, BinaryConvTranspose2d, BinaryLinear
+from leanconv.nn.convert import ConvertError, convert, convertible
 from leanconv.nn.latent import real_weights
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "BinaryConv2d",
     "BinaryConvTranspose2d",
     "BinaryLinear",
+    "ConvertError",
     "MagnitudeWeight",
     "RPReLU",
     "RSign",
@@ -34,6 +36,8 @@ __all__ = [
     "SignWeight",
     "SwishSign",
     "WeightBinarizer",
+    "convert",
+    "convertible",
     "create_activation_binarizer",
     "create_weight_binarizer",
     "real_weights",

@@ -1,30 +1,65 @@
-"""Data sets as whole tensors, named by a SPEC.
+"""Data sets, named by a SPEC, in memory or, where they are too large for it, in their files until they are needed.
 
 - ``digits``: 1797 handwritten 8x8 digits that come with scikit-learn, split by ``train_test_split(test_size=0.25,
   stratify=y, random_state=0)``, grey levels 0..16 scaled to 0..255
 - ``npz:PATH``: arrays ``x_train y_train x_test y_test`` (Keras layout), pictures uint8 N,H,W or N,H,W,C
-- ``imagefolder:PATH``: ``PATH/train/<class>/*`` and ``PATH/test`` (or ``val``); read, resized and cropped once
+- ``imagefolder:PATH``: ``PATH/train/<class>/*`` and ``PATH/test`` (or ``val``), see :mod:`leanconv.train.folders`
+- ``webdataset:PATH``: tar files ``PATH/train-*.tar`` and ``PATH/test-*.tar`` (or ``val``), see
+  :mod:`leanconv.train.shards`
 - ``torchvision:NAME:ROOT``: a data set of torchvision with `train`, `download`, downloaded to ROOT if it is not there
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from leanconv.preprocess import PictureError, Preprocessing, find_pictures, read_pictures
+from leanconv.preprocess import Preprocessing
+from leanconv.train.recipe import Augment
 
-FORMS = "digits, npz:PATH, imagefolder:PATH or torchvision:NAME:ROOT"
+FORMS = "digits, npz:PATH, imagefolder:PATH, webdataset:PATH or torchvision:NAME:ROOT"
 
 
 class DataError(ValueError):
     """Data that is missing or not of the expected form; one line that says what was given and what to do."""
+
+
+class Pictures(Protocol):
+    """Labelled pictures: :class:`Split` in memory or :class:`~leanconv.train.streams.StreamedSplit` in files."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N]."""
+        ...
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def select(self, chosen: Tensor) -> Self:
+        """The pictures with these numbers, int64 [M]."""
+        ...
+
+    def pictures(
+        self, batch_size: int, *, rank: int = 0, world: int = 1, device: torch.device | str | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches for evaluation in order, uint8 [B, H, W, C] and int64 [B]: of the share of process `rank` of
+        `world`; the shares together hold each picture once.
+        """
+        ...
+
+
+AnyPictures = TypeVar("AnyPictures", bound=Pictures)
 
 
 @dataclass(frozen=True)
@@ -37,31 +72,70 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        _, height, width, channels = self.images.shape
+        return height, width, channels
+
     def to(self, device: torch.device | str) -> Split:
         return Split(self.images.to(device), self.labels.to(device))
+
+    def select(self, chosen: Tensor) -> Split:
+        return Split(self.images[chosen], self.labels[chosen])
+
+    def pictures(
+        self, batch_size: int, *, rank: int = 0, world: int = 1, device: torch.device | str | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As :meth:`Pictures.pictures`.
+
+        >>> split = Split(torch.zeros(5, 2, 2, 1, dtype=torch.uint8), torch.arange(5))
+        >>> [labels.tolist() for _, labels in split.pictures(2, rank=1, world=2)]
+        [[2, 3], [4]]
+        """
+        mine = share_of(len(self), rank, world)
+        for start in range(mine.start, mine.stop, batch_size):
+            part = slice(start, min(start + batch_size, mine.stop))
+            yield self.images[part].to(device), self.labels[part].to(device)
+
+
+def share_of(count: int, rank: int, world: int) -> range:
+    """The numbers below `count` that fall to process `rank` of `world`: neighbours, as equal as can be."""
+    return range(count * rank // world, count * (rank + 1) // world)
 
 
 @dataclass(frozen=True)
 class Data:
     """A data set: `train` is None where only a test folder was found. `prepared`: pictures were resized by rules."""
 
-    train: Split | None
-    test: Split
+    train: Pictures | None
+    test: Pictures
     classes: list[str]
     prepared: bool = False
 
 
-def load_data(spec: str, rules: Preprocessing | None = None, *, train: bool = True) -> Data:
+def load_data(
+    spec: str,
+    rules: Preprocessing | None = None,
+    *,
+    train: bool = True,
+    augment: Augment | None = None,
+    workers: int = 4,
+    stream: bool | None = None,
+) -> Data:
     """Read a data set.
 
     Args:
         spec: one of the forms above.
-        rules: how pictures are resized and cropped; ``imagefolder:`` needs them, the others have a size of their own.
+        rules: how pictures are resized and cropped; those from files need them, the others have a size of their own.
         train: False reads the test split alone where that saves work.
+        augment: what training will ask for; `crop`, `color_jitter` and `auto_augment` need the picture as it was.
+        workers: processes that read pictures from files.
+        stream: True leaves pictures in their files until a batch needs them, False reads them all, once, by `rules`.
+            None decides for each split: in memory where its pictures take less than 2 GiB and `augment` allows it.
     Raises: DataError.
 
     >>> data = load_data("digits")
-    >>> len(data.train), len(data.test), tuple(data.test.images.shape[1:])
+    >>> len(data.train), len(data.test), data.test.picture_shape
     (1347, 450, (8, 8, 1))
     """
     kind, _, rest = spec.partition(":")
@@ -69,16 +143,19 @@ def load_data(spec: str, rules: Preprocessing | None = None, *, train: bool = Tr
         return _digits()
     if kind == "npz" and rest:
         return _npz(Path(rest))
-    if kind == "imagefolder" and rest:
+    if kind in ("imagefolder", "webdataset") and rest:
         if rules is None:
-            raise DataError(f"data {spec!r}: a folder of pictures needs a network's preprocessing to resize them")
-        return _imagefolder(Path(rest), rules, train)
+            raise DataError(f"data {spec!r}: pictures from files need a network's preprocessing to resize them")
+        from leanconv.train import folders, shards
+
+        opened = (folders if kind == "imagefolder" else shards).open_splits(Path(rest), rules, train, workers)
+        return opened.settled(augment or Augment(), stream)
     if kind == "torchvision" and rest.count(":") >= 1:
         return _torchvision(*rest.split(":", 1))
     raise DataError(f"unknown data {spec!r}: expected {FORMS}")
 
 
-def hold_out(split: Split, fraction: float, seed: int = 0) -> tuple[Split, Split]:
+def hold_out(split: AnyPictures, fraction: float, seed: int = 0) -> tuple[AnyPictures, AnyPictures]:
     """Split off about `fraction` of every class: (rest, held out). The same for every run with the same `seed`.
 
     Raises: DataError when a class would have no picture left on either side.
@@ -93,7 +170,7 @@ def hold_out(split: Split, fraction: float, seed: int = 0) -> tuple[Split, Split
                 f"validation: {fraction} of {len(members)} pictures of class {int(label)} cannot be held out"
             )
         held[members[torch.randperm(len(members), generator=generator)[:count]]] = True
-    return Split(split.images[~held], split.labels[~held]), Split(split.images[held], split.labels[held])
+    return split.select((~held).nonzero().flatten()), split.select(held.nonzero().flatten())
 
 
 def _split(images: Any, labels: Any, where: str) -> Split:
@@ -152,38 +229,6 @@ def _npz(path: Path) -> Data:
     elif len(classes) < count:
         raise DataError(f"{path}: {len(classes)} class names for labels up to {count - 1}")
     return Data(train, test, classes)
-
-
-def _imagefolder(path: Path, rules: Preprocessing, train: bool) -> Data:
-    if not path.is_dir():
-        raise DataError(f"{path}: no such folder")
-    test_path = next((path / name for name in ("test", "val", "validation") if (path / name).is_dir()), None)
-    if train and (test_path is None or not (path / "train").is_dir()):
-        raise DataError(f"{path}: expected the folders train and test (or val), each with a folder for each class")
-    test_path = test_path or path
-    listed = path / "train" if (path / "train").is_dir() else test_path
-    classes = sorted(p.name for p in listed.iterdir() if p.is_dir())
-    if not classes:
-        raise DataError(f"{listed}: expected a folder for each class")
-    test_split = _read_folder(test_path, classes, rules)
-    return Data(_read_folder(path / "train", classes, rules) if train else None, test_split, classes, prepared=True)
-
-
-def _read_folder(path: Path, classes: list[str], rules: Preprocessing) -> Split:
-    unknown = sorted({p.name for p in path.iterdir() if p.is_dir()} - set(classes))
-    if unknown:
-        raise DataError(f"{path}: class {unknown[0]!r} does not occur in the training folder")
-    files: list[Path] = []
-    labels: list[int] = []
-    try:
-        for label, name in enumerate(classes):
-            if (path / name).is_dir():
-                found = find_pictures([path / name])
-                files += found
-                labels += [label] * len(found)
-        return _split(read_pictures(files, rules), labels, str(path))
-    except PictureError as error:
-        raise DataError(str(error)) from None
 
 
 def _torchvision(name: str, root: str) -> Data:

@@ -51,7 +51,7 @@ class Progress:
         self.started = time.perf_counter()
         if self.live:
             self.bar.update(self.task, completed=self.done_before, measured=_percent(measured))
-        elif self.enabled and self.done_before:
+        elif self.enabled and 0 < self.done_before < self.epochs * self.steps:
             self.console.print(f"{self.title} goes on in epoch {epoch + 1} after step {step}", highlight=False)
 
     def step(self, batch: int, loss: float, top1: float) -> None:

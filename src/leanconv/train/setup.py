@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from leanconv import models  # noqa: F401  (registers our networks and prepares torchvision for timm)
-from leanconv.nn import convert
 from leanconv.preprocess import Preprocessing
 from leanconv.train import checkpoint
 from leanconv.train.data import Data, DataError, load_data
@@ -23,7 +22,7 @@ def read_data(recipe: Recipe) -> tuple[Data, Preprocessing]:
     rules = preprocessing_of(recipe.model)
     if recipe.size is not None:
         rules = dataclasses.replace(rules, input_size=(rules.input_size[0], recipe.size, recipe.size))
-    data = load_data(recipe.data, rules, augment=recipe.augment)
+    data = load_data(recipe.data, rules, augment=recipe.augment, workers=recipe.workers)
     if data.train is None:
         raise DataError(f"data {recipe.data!r} has no training pictures")
     if data.prepared:
@@ -86,6 +85,6 @@ def convert_layers(model: nn.Module, how: dict[str, Any]) -> nn.Module:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise RecipeError(f"convert.to: leanconv.nn has no layer {how['to']!r}{hint}")
     try:
-        return convert(model, layer, skip=how["skip"], only=how["only"], **how["args"])
+        return layers.convert(model, layer, skip=how["skip"], only=how["only"], **how["args"])
     except (TypeError, ValueError) as error:
         raise RecipeError(f"convert: {error}") from None

@@ -1,0 +1,47 @@
+"""ReActNet on ResNet-18 (Liu et al., arXiv 2003.03488): Bi-Real's network with learnable shifts of signs and
+activations.
+
+Block: RSign -> binary 3x3 -> BN -> add the shortcut -> RPReLU. Stem, shortcuts that change shape, weight scale and
+gradients are Bi-Real's. [recall]: written from memory of the paper, without its code; the paper describes the
+ResNet variant in a few words only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models import generate_default_cfgs
+from torch import Tensor, nn
+
+from leanconv.models._registry import picture_cfg, register
+from leanconv.models.bireal import BiRealBlock
+from leanconv.models.residual import build
+from leanconv.nn import RPReLU
+
+
+class ReActBlock(BiRealBlock):
+    """:class:`~leanconv.models.bireal.BiRealBlock` with :class:`~leanconv.nn.RSign` and, after each addition,
+    :class:`~leanconv.nn.RPReLU`."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int = 1, *, binarize_input: str = "rsign", **binary: Any
+    ) -> None:
+        super().__init__(in_channels, out_channels, stride, binarize_input=binarize_input, **binary)
+        self.act1 = RPReLU(out_channels)
+        self.act2 = RPReLU(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.act1(self.bn1(self.conv1(x)) + shortcut)
+        return self.act2(self.bn2(self.conv2(x)) + x)
+
+
+default_cfgs = generate_default_cfgs(
+    {"reactnet18": picture_cfg(224, paper_ids="arXiv:2003.03488", paper_name="ReActNet")}
+)
+
+
+@register(float_twin="resnet18")
+def reactnet18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ReActNet-18: 16 binary 3x3 convolutions, ImageNet stem."""
+    return build("reactnet18", pretrained, ReActBlock, (2, 2, 2, 2), (64, 128, 256, 512), **kwargs)

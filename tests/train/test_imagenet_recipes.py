@@ -1,0 +1,48 @@
+import pytest
+
+from leanconv.shipped import recipes
+from leanconv.train import checkpoint, log
+from leanconv.train.loop import train
+from leanconv.train.recipe import load_recipe
+from leanconv.train.setup import read_data
+from leanconv.train.streams import StreamedSplit
+from tests.train.files import folders, shards
+
+SHIPPED = {name: path for name, path in recipes().items() if name.startswith("imagenet/")}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Pictures in both layouts: eight or nine to train on, of two classes; three or four to test on."""
+    folder, tars = tmp_path_factory.mktemp("folder"), tmp_path_factory.mktemp("tars")
+    folders(folder, {"train": 4, "val": 2}, form="JPEG", size=40)
+    shards(tars, {"train": 3, "val": 1}, form="JPEG", size=40)
+    return {"imagefolder": f"imagefolder:{folder}", "webdataset": f"webdataset:{tars}"}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_two_steps_on_generated_pictures(name, made, tmp_path):
+    kind = load_recipe(SHIPPED[name]).data.split(":")[0]
+    small = ["size=32", "epochs=1", "batch_size=4", "workers=1", "log_steps=1", f"data={made[kind]}"]
+    recipe = load_recipe(SHIPPED[name], small)
+    assert isinstance(read_data(recipe)[0].train, StreamedSplit)
+    result = train(recipe, tmp_path, progress=False, device="cpu")
+    rows = log.read(tmp_path / "log.jsonl")
+    assert [row["step"] for row in rows if row["kind"] == "step"] == [1, 2]
+    assert rows[-1]["kind"] == "epoch" and 0 < rows[-1]["loss"] < 20 and result.reproduced is None
+    info = checkpoint.read_info(result.checkpoint)
+    assert info["model"] == recipe.model and info["preprocessing"]["input_size"] == [3, 32, 32]
+
+
+def test_folders_and_shards_differ_in_their_data_alone():
+    folder, tars = (load_recipe(SHIPPED[f"imagenet/bireal_resnet18{end}"]) for end in ("", "_webdataset"))
+    assert folder.data.startswith("imagefolder:") and tars.data.startswith("webdataset:")
+    assert folder == tars.model_copy(update={"data": folder.data})
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_batches_are_shared_by_eight_and_figures_are_marked(name):
+    recipe = load_recipe(SHIPPED[name])
+    assert recipe.batch_size % 8 == 0 and recipe.expect is None
+    assert recipe.published is not None and recipe.published.status == "not yet measured"
+    assert f"torchrun --nproc_per_node=8 -m leanconv train {name} " in SHIPPED[name].read_text()
