@@ -75,21 +75,23 @@ class Sources:
         )
 
     def data(self, shipped: Shipped) -> str:
-        """What a shipped network was trained on: the folder of its recipe, or the name in its data SPEC."""
-        folders = {name.partition("/")[0] for name, recipe in self.recipes.items() if recipe.model == shipped.model}
-        if len(folders) == 1:
-            return folders.pop()
+        """What a shipped network was trained on: the study that it belongs to, or the name in its data SPEC."""
+        group = self.group(shipped)
+        if group is not None:
+            return group.study
         kind, _, rest = shipped.trained_on.partition(":")
-        return kind if not rest else rest.partition(":")[0] if kind == "torchvision" else Path(rest).stem
+        return kind if not rest else rest.partition(":")[0].lower() if kind == "torchvision" else Path(rest).stem
 
     def group(self, shipped: Shipped) -> Summary | None:
         """The runs of which the shipped network is one: same model and seed, same top-1."""
-        for summary in summarise(self.runs):
-            for run in self.runs:
-                same_group = (run.study, run.arm, run.epochs) == (summary.study, summary.arm, summary.epochs)
-                is_it = run.seed == shipped.seed and run.top1_percent == round(100 * shipped.top1, 2)
-                if run.model == shipped.model == summary.model and run.split == summary.split and same_group and is_it:
-                    return summary
+        for run in self.runs:
+            itself = (run.model, run.seed, run.top1_percent) == (
+                shipped.model,
+                shipped.seed,
+                round(100 * shipped.top1, 2),
+            )
+            if itself and run.split == "test":
+                return next(summary for summary in summarise(self.runs) if summary.group == run.group)
         return None
 
     def milliseconds(self, shipped: Shipped, machine: str) -> str:
@@ -159,15 +161,15 @@ def recipe_table(recipes: dict[str, Recipe]) -> str:
 
 
 def tables(sources: Sources) -> str:
-    """Weights that ship, other trained networks, networks with a recipe alone."""
+    """Weights that ship, other trained networks, networks that have but a recipe."""
     parts = []
     if sources.shipped:
         parts.append("### Weights that ship\n\n" + shipped_table(sources))
-    names = {shipped.model for shipped in sources.shipped}
-    others = [s for s in summarise(sources.runs) if s.model not in names and s.split == "test"]
+    shown = {summary.group for summary in map(sources.group, sources.shipped) if summary is not None}
+    others = [s for s in summarise(sources.runs) if s.group not in shown and s.split == "test"]
     if others:
-        parts.append("### Trained, without weights\n\n" + trained_table(others))
-    names |= {run.model for run in sources.runs}
+        parts.append("### Other trained networks\n\n" + trained_table(others))
+    names = {shipped.model for shipped in sources.shipped} | {run.model for run in sources.runs}
     waiting = {name: recipe for name, recipe in sources.recipes.items() if recipe.model not in names}
     if waiting:
         parts.append("### Recipe only\n\n" + recipe_table(waiting))

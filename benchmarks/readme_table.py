@@ -46,8 +46,8 @@ def latency(results: list[dict[str, Any]]) -> str:
     for r in results:
         by_machine[machine(r)].append(r)
     note = (
-        "Medians of interleaved repeats in one run, batch 1 unless said; leanconv runs the 1-bit network with real-valued layers in "
-        "fp32, the others its float twin."
+        "Medians of interleaved repeats in one run, batch 1 unless said; leanconv runs the 1-bit network with real-valued "
+        "layers in fp32, the others its float twin."
     )
     return "\n\n".join([*(latency_on(name, rows) for name, rows in by_machine.items()), note])
 
@@ -61,7 +61,8 @@ def latency_on(machine_name: str, results: list[dict[str, Any]]) -> str:
             for name in rivals
         ]
         threads = "1 thread" if r["threads"] == 1 else f"{r['threads']} threads"
-        title = f"{r['model']}, {r['size'][0]}x{r['size'][1]}, {threads}" + (f", batch {r['batch']}" if r["batch"] != 1 else "")
+        batch = f", batch {r['batch']}" if r["batch"] != 1 else ""
+        title = f"{r['model']}, {r['size'][0]}x{r['size'][1]}, {threads}{batch}"
         rows.append([title, f"**{milliseconds(r['engine_ms'])}**", *cells])
     return table([machine_name, "leanconv", *(TITLES[name] for name in rivals)], rows)
 

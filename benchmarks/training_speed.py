@@ -176,8 +176,8 @@ def markdown(result: dict[str, Any]) -> str:
         lines.append(f"| {arm} | {rate:.0f} | {'' if ratio is None else f'{ratio:.2f}x'} |")
     lines += [
         "",
-        f"`{result['recipe']}`, batch {result['batch_size']}, {result['threads']} threads, medians of {result['rounds']} "
-        f"interleaved steps, on {result['machine']['cpu']}.",
+        f"`{result['recipe']}`, batch {result['batch_size']}, {result['threads']} threads, medians of "
+        f"{result['rounds']} interleaved steps, on {result['machine']['cpu']}.",
     ]
     if result["profile_ms"]:
         kinds = sorted({k for p in result["profile_ms"].values() for k in p}, key=lambda k: -_largest(result, k))

@@ -24,14 +24,18 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+QUICK = ("bireal_resnet18", "rf_c4d8_resnet37", "drf_c2d2_densenet51")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in PUBLISHED])
 def test_published_networks(name):
     import leanconv.models  # noqa: F401
 
     import timm  # isort: skip
 
     depth, without_stem, with_stem, megabytes = PUBLISHED[name]
-    program = compile(timm.create_model(name).eval(), torch.zeros(1, 3, 64, 64), verify=False)
+    model = timm.create_model(name).eval()
+    program = compile(model, torch.zeros(1, 3, 64, 64), verify=False)
     counts = complexity(program, (224, 224))
     assert counts["depth"] == depth
     assert counts["ops_without_stem"] / 1e6 == pytest.approx(without_stem, rel=1e-4)
@@ -39,7 +43,6 @@ def test_published_networks(name):
     assert counts["stem"] == program.ops[0].name
     if megabytes is not None:
         assert round(counts["bytes_memory"] / 1e6, 2) == megabytes
-    model = timm.create_model(name)
     binary = {m.weight for m in model.modules() if isinstance(m, lnn.BinaryConv2d)}
     assert counts["parameters_binary"] == sum(w.numel() for w in binary)
     assert counts["parameters_real"] == sum(p.numel() for p in model.parameters() if p not in binary)

@@ -147,6 +147,11 @@ protected:
             ++place(port.value).readers;
         }
         for (int i = 0; i < count; ++i) {
+            if (!scaled_by_previous(i)) continue;
+            Place& source = place(op_at(i - 1).inputs[0]);
+            source.last = std::max(source.last, i);
+        }
+        for (int i = 0; i < count; ++i) {
             const Op& op = op_at(i);
             if (!padded(op) || idle(op) || place(op.inputs[0]).readers != 1) continue;
             for (const Port& port : program_.inputs)
@@ -212,6 +217,21 @@ protected:
         const auto store = std::find_if(conv.steps.begin(), conv.steps.end(),
                                         [](const StepSpec& s) { return s.kind == StepKind::store; });
         return stores == 1 && store->value == pool.inputs[0] && places_[static_cast<size_t>(store->value)].readers == 1;
+    }
+
+    // A pooling that reads what an `elementwise` right before it made by nothing but an affine, if nobody else reads it:
+    // the pooling then reads that operator's input and does the affine on the way. Windows must not overlap, or the
+    // affine would be done several times.
+    bool scaled_by_previous(int index) const {
+        if (index < 1 || index >= static_cast<int>(program_.ops.size())) return false;
+        const Op& pool = op_at(index);
+        const Op& affine = op_at(index - 1);
+        if ((pool.kind != OpKind::max_pool && pool.kind != OpKind::avg_pool) || idle(pool)) return false;
+        if (pool.kernel[0] > pool.stride[0] || pool.kernel[1] > pool.stride[1]) return false;
+        if (affine.kind != OpKind::elementwise || affine.steps.size() != 2) return false;
+        const StepSpec &first = affine.steps[0], &store = affine.steps[1];
+        return first.kind == StepKind::affine && first.scale && first.bias && store.kind == StepKind::store &&
+               store.value == pool.inputs[0] && places_[static_cast<size_t>(store.value)].readers == 1;
     }
 
     static int64_t band_rows(const Op& pool, int pool_rows) {
@@ -296,6 +316,7 @@ protected:
             if (place(port.value).framed_for < 0 && place(port.value).buffer < 0) own_buffer(port.value);
         for (int i = 0; i < static_cast<int>(program_.ops.size()); ++i) {
             const Op& op = op_at(i);
+            if (scaled_by_previous(i + 1)) continue;
             if (op.output >= 0 && place(op.output).buffer < 0) own_buffer(op.output);
             for (const StepSpec& s : op.steps) {
                 if (s.kind != StepKind::store || place(s.value).buffer >= 0) continue;

@@ -84,7 +84,7 @@ private:
 
     void emit(int index) {
         const Op& op = op_at(index);
-        if (idle(op)) return;
+        if (idle(op) || scaled_by_previous(index + 1)) return;
         switch (op.kind) {
             case OpKind::binary_conv:
             case OpKind::binary_conv_transpose: emit_binary(index); break;
@@ -122,12 +122,18 @@ private:
     void emit_pool(int index) {
         const Op& op = op_at(index);
         const Size in = size_of(op.inputs[0]), out = out_size(op);
-        const bool banded = place(op.inputs[0]).banded;  // then the stage of the convolution pools, too
+        const bool scaled = scaled_by_previous(index);
+        const int source = scaled ? op_at(index - 1).inputs[0] : op.inputs[0];
+        const bool banded = place(source).banded;  // then the stage of the convolution pools, too
         Stage& s = banded ? plan_->stages.back() : stage(StageKind::pool, index);
         PoolArgs& a = s.pool;
         a.kind = op.kind == OpKind::max_pool ? PoolKind::max : PoolKind::avg;
-        a.input = address<float>(op.inputs[0]);
-        a.pixel_stride = place(op.inputs[0]).pixel_stride;
+        a.input = address<float>(source);
+        a.pixel_stride = place(source).pixel_stride;
+        if (scaled) {
+            a.scale = packed_at(index - 1).steps[0].scale.data();
+            a.bias = packed_at(index - 1).steps[0].bias.data();
+        }
         a.height = in.height;
         a.width = in.width;
         a.channels = op.channels;

@@ -5,20 +5,14 @@ namespace {
 
 struct V {
     static constexpr int kLanes = 16;
+    static constexpr bool kMasked = true;
     using F = __m512;
     static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1); }
     static F set1(float a) { return _mm512_set1_ps(a); }
     static F load(const float* p) { return _mm512_loadu_ps(p); }
-    static F load_n(const float* p, int n) {
-        return n >= kLanes ? _mm512_loadu_ps(p) : _mm512_maskz_loadu_ps(first(n), p);
-    }
+    static F load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
     static void store(float* p, F a) { _mm512_storeu_ps(p, a); }
-    static void store_n(float* p, F a, int n) {
-        if (n >= kLanes)
-            _mm512_storeu_ps(p, a);
-        else
-            _mm512_mask_storeu_ps(p, first(n), a);
-    }
+    static void store_n(float* p, F a, int n) { _mm512_mask_storeu_ps(p, first(n), a); }
     static F add(F a, F b) { return _mm512_add_ps(a, b); }
     static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
     static F div(F a, F b) { return _mm512_div_ps(a, b); }
@@ -64,7 +58,7 @@ int binary_tiles(const BinaryConvArgs& a, const EpilogueRunner& run, int begin, 
         Tile<P, VECTORS>::run(in, weights, pop);
         for (int i = 0; i < P; ++i) {
             const int32_t* base = a.base + int64_t{a.border_case[j + i]} * padded + block * kBlock;
-            finish_binary(run, pixel_of(a.pixel, j + i), block, base, pop[i]);
+            finish_binary<VECTORS>(run, pixel_of(a.pixel, j + i), block, base, pop[i]);
         }
     }
     if constexpr (P > 1) j = binary_tiles<Tile, VECTORS, P / 2>(a, run, j, end, block);
@@ -132,7 +126,7 @@ void real_tiles(const RealConvArgs& a, const EpilogueRunner& run, int begin, int
                 const Part part = {r, std::min(a.runs, r + run_step), k, std::min(a.run_length, k + term_step)};
                 for (int t = 0; t < tiles; ++t) real_tile<P, VECTORS>(a, part, j + t * P, weights, sums + t * P);
             }
-        for (int i = 0; i < tiles * P; ++i) finish_real(run, pixel_of(a.pixel, j + i), block, sums[i]);
+        for (int i = 0; i < tiles * P; ++i) finish_real<VECTORS>(run, pixel_of(a.pixel, j + i), block, sums[i]);
         j += tiles * P;
     }
     if constexpr (P > 1) real_tiles<VECTORS, P / 2, 1>(a, run, j, end, block);

@@ -2,13 +2,19 @@
 // source file defines `V` and the two convolution tiles inside a namespace of its own and then includes this file there:
 // no symbol is shared between files that are compiled with different flags.
 //
-// V::F      kLanes floats          V::kLanes   8 or 16
+// V::F      kLanes floats          V::kLanes   8 or 16          V::kMasked   load_n and store_n cost no more than load and store
 // V::load / load_n(p, n) / store / store_n, set1, add, mul, min, max, cvt (int32 -> float), ge0 -> bits
 
 #define KERNEL_INLINE inline __attribute__((always_inline))
 #define KERNEL_NOINLINE __attribute__((noinline))
 
 namespace {
+
+constexpr std::array<float, 32> filled(float x) {
+    std::array<float, 32> all{};
+    for (float& one : all) one = x;
+    return all;
+}
 
 // (min > x ? min : x) and (max < x ? max : x): NaN goes through, as in PyTorch.
 inline V::F clip(V::F x, V::F lo, V::F hi) { return V::min(hi, V::max(lo, x)); }
@@ -32,40 +38,62 @@ inline void write_bits(uint32_t* words, uint64_t bits, int valid) {
     if (valid > 32) words[1] = static_cast<uint32_t>(bits >> 32);
 }
 
-// The common shape of an epilogue: affine, add, clip or prelu, store, sign, each at most once and in that order. It
-// runs in registers; anything else goes step by step through a row of 64 floats.
+// The common shape of an epilogue, in this order: affine, up to two adds, affine, clip or prelu, then a store and signs.
+// It runs in registers; anything else goes step by step through a row of 64 floats.
 struct FusedEpilogue {
+    static constexpr int kSigns = 4;
     const Step* affine = nullptr;
-    const Step* add = nullptr;
+    const Step* add[2] = {nullptr, nullptr};
+    const Step* after = nullptr;  // the affine behind the adds
     const Step* clip = nullptr;
     const Step* prelu = nullptr;
     const Step* store = nullptr;
-    const Step* sign = nullptr;
+    const Step* sign[kSigns] = {};
+    int signs = 0;
     bool valid = true;
-    enum WholeBlock { kNone, kPlainStore, kPlainStoreSign, kStore, kSign, kStoreSign, kAddStore, kAddStoreSign } whole_block = kNone;
+    // The hot ones among them: they run without a branch.
+    enum Shape : uint8_t {
+        kOther, kPlainStore, kPlainStoreSign, kStore, kSign, kStoreSign, kAddStore, kAddStoreSign, kAdd2Store, kAdd2StoreSign,
+        kMean, kMeanSign, kPlainMean, kPlainStoreScaledSign
+    } shape = kOther;
 
     explicit FusedEpilogue(const Epilogue& e) {
         int stage = 0;
         for (int i = 0; i < e.count; ++i) {
             const Step* s = &e.steps[i];
             switch (s->kind) {
-                case StepKind::affine: take(affine, s, stage, 1); break;
-                case StepKind::add: take(add, s, stage, 2); break;
-                case StepKind::clip: take(clip, s, stage, 3); break;
-                case StepKind::prelu: take(prelu, s, stage, 3); break;
+                case StepKind::affine: stage == 0 ? take(affine, s, stage, 1) : take(after, s, stage, 4); break;
+                case StepKind::add: stage < 2 ? take(add[0], s, stage, 2) : take(add[1], s, stage, 3); break;
+                case StepKind::clip: take(clip, s, stage, 5); break;
+                case StepKind::prelu: take(prelu, s, stage, 5); break;
                 // store and sign leave x as it is, so their mutual order is free
-                case StepKind::store: take_output(store, s, stage); break;
-                case StepKind::sign: take_output(sign, s, stage); break;
+                case StepKind::store:
+                    valid = valid && !store;
+                    store = s, stage = 6;
+                    break;
+                case StepKind::sign:
+                    if (signs < kSigns) sign[signs] = s;
+                    valid = valid && ++signs <= kSigns;
+                    stage = 6;
+                    break;
                 default: valid = false;
             }
         }
-        const bool plain_sign = sign && !sign->scale && !sign->bias;
-        if (!valid || clip || prelu || (sign && !plain_sign)) return;
-        if (!affine && !add && store) whole_block = sign ? kPlainStoreSign : kPlainStore;
-        if (!affine || !affine->scale || !affine->bias || (add && !store)) return;
-        if (add) whole_block = sign ? kAddStoreSign : kAddStore;
-        else if (store) whole_block = sign ? kStoreSign : kStore;
-        else if (sign) whole_block = kSign;
+        if (!valid || clip || prelu || signs > 1) return;
+        if (signs && (sign[0]->scale || sign[0]->bias)) {
+            const bool whole = sign[0]->scale && sign[0]->bias;
+            if (whole && store && !affine && !add[0]) shape = kPlainStoreScaledSign;
+            return;
+        }
+        if (!affine && !after && !add[0] && store) shape = signs ? kPlainStoreSign : kPlainStore;
+        const bool mean = after && add[1] && after->scale && !after->bias && store;
+        if (!affine && mean && !signs) shape = kPlainMean;
+        if (!affine || !affine->scale || !affine->bias || (add[0] && !store) || (after && !mean)) return;
+        if (mean) shape = signs ? kMeanSign : kMean;
+        else if (add[1]) shape = signs ? kAdd2StoreSign : kAdd2Store;
+        else if (add[0]) shape = signs ? kAddStoreSign : kAddStore;
+        else if (store) shape = signs ? kStoreSign : kStore;
+        else if (signs) shape = kSign;
     }
 
 private:
@@ -73,11 +101,6 @@ private:
         if (slot || stage >= order) valid = false;
         slot = s;
         stage = order;
-    }
-    void take_output(const Step*& slot, const Step* s, int& stage) {
-        if (slot) valid = false;
-        slot = s;
-        stage = 4;
     }
 };
 
@@ -87,84 +110,136 @@ struct EpilogueRunner {
 
     // Addresses of the hot forms, side by side.
     struct Hot {
-        const float *scale = nullptr, *bias = nullptr, *residual = nullptr;
+        const float *scale = nullptr, *bias = nullptr, *after = nullptr, *sign_scale = nullptr, *sign_bias = nullptr;
+        const float* residual[2] = {nullptr, nullptr};
         float* out = nullptr;
         uint32_t* bits = nullptr;
         const int32_t* bit_offset = nullptr;
-        int64_t residual_stride = 0, out_stride = 0;
+        int64_t residual_stride[2] = {0, 0}, out_stride = 0;
     } hot;
 
     explicit EpilogueRunner(const Epilogue& epilogue) : e(epilogue), fused(epilogue) {
         if (fused.affine) hot.scale = fused.affine->scale, hot.bias = fused.affine->bias;
-        if (fused.add) hot.residual = fused.add->real, hot.residual_stride = fused.add->pixel_stride;
+        if (fused.after) hot.after = fused.after->scale;
+        for (int i = 0; i < 2 && fused.add[i]; ++i)
+            hot.residual[i] = fused.add[i]->real, hot.residual_stride[i] = fused.add[i]->pixel_stride;
         if (fused.store) hot.out = fused.store->real, hot.out_stride = fused.store->pixel_stride;
-        if (fused.sign) hot.bits = fused.sign->bits, hot.bit_offset = fused.sign->bit_offset;
+        if (fused.signs) {
+            const Step& sign = *fused.sign[0];
+            hot.bits = sign.bits, hot.bit_offset = sign.bit_offset, hot.sign_scale = sign.scale, hot.sign_bias = sign.bias;
+        }
     }
 
-    // One pixel, channels [c0, c0 + lanes): `get(v)` yields vector v of the incoming values.
-    template <class Get>
+    // One pixel, channels [c0, c0 + VECTORS * kLanes), as far as they are valid: `get(v)` yields vector v of the incoming
+    // values.
+    template <int VECTORS = kBlock / V::kLanes, class Get>
     KERNEL_INLINE void pixel(int32_t p, int c0, Get get) const {
         const int count = std::min(kBlock, e.channels - c0);
-        switch (count == kBlock ? fused.whole_block : FusedEpilogue::kNone) {
-            case FusedEpilogue::kPlainStore: return run_whole_block<false, false, true, false>(p, c0, get);
-            case FusedEpilogue::kPlainStoreSign: return run_whole_block<false, false, true, true>(p, c0, get);
-            case FusedEpilogue::kStore: return run_whole_block<true, false, true, false>(p, c0, get);
-            case FusedEpilogue::kSign: return run_whole_block<true, false, false, true>(p, c0, get);
-            case FusedEpilogue::kStoreSign: return run_whole_block<true, false, true, true>(p, c0, get);
-            case FusedEpilogue::kAddStore: return run_whole_block<true, true, true, false>(p, c0, get);
-            case FusedEpilogue::kAddStoreSign: return run_whole_block<true, true, true, true>(p, c0, get);
-            default: return fused.valid ? run_fused(p, c0, count, get) : run_steps(p, c0, count, get);
-        }
+        if (count == VECTORS * V::kLanes) return run<VECTORS, false>(p, c0, count, get);
+        if constexpr (V::kMasked)
+            if (count > (VECTORS - 1) * V::kLanes) return run<VECTORS, true>(p, c0, count, get);
+        run_other(p, c0, count, get);
     }
 
 private:
-    // The hot ones, 64 channels, without a branch: [x * scale + bias] [+ residual], stored and/or signed.
-    template <bool AFFINE, bool ADD, bool STORE, bool SIGN, class Get>
-    KERNEL_INLINE void run_whole_block(int32_t p, int c0, Get get) const {
-        const float* scale = hot.scale + c0;
-        const float* bias = hot.bias + c0;
-        const float* residual = hot.residual + p * hot.residual_stride + c0;
-        float* out = hot.out + p * hot.out_stride + c0;
-        uint32_t* words = SIGN ? hot.bits + hot.bit_offset[p] + c0 / 32 : nullptr;
-        for (int c = 0; c < kBlock; c += 32) {
-            uint32_t bits = 0;
-            for (int i = 0; i < 32; i += V::kLanes) {
-                V::F x = get((c + i) / V::kLanes);
-                if constexpr (AFFINE) x = V::add(V::mul(x, V::load(scale + c + i)), V::load(bias + c + i));
-                if constexpr (ADD) x = V::add(x, V::load(residual + c + i));
-                if constexpr (STORE) V::store(out + c + i, x);
-                if constexpr (SIGN) bits |= V::ge0(x) << i;
-            }
-            if constexpr (SIGN) words[c / 32] = bits;
+    enum Sign { kNoSign, kPlainSign, kScaledSign };
+
+    template <int VECTORS, bool PARTIAL, class Get>
+    KERNEL_INLINE void run(int32_t p, int c0, int count, Get get) const {
+        const int rest = count - (VECTORS - 1) * V::kLanes;
+        using Fused = FusedEpilogue;
+        switch (fused.shape) {
+            case Fused::kPlainStore: return run_shape<VECTORS, PARTIAL, false, 0, false, true, kNoSign>(p, c0, rest, get);
+            case Fused::kPlainStoreSign: return run_shape<VECTORS, PARTIAL, false, 0, false, true, kPlainSign>(p, c0, rest, get);
+            case Fused::kStore: return run_shape<VECTORS, PARTIAL, true, 0, false, true, kNoSign>(p, c0, rest, get);
+            case Fused::kSign: return run_shape<VECTORS, PARTIAL, true, 0, false, false, kPlainSign>(p, c0, rest, get);
+            case Fused::kStoreSign: return run_shape<VECTORS, PARTIAL, true, 0, false, true, kPlainSign>(p, c0, rest, get);
+            case Fused::kAddStore: return run_shape<VECTORS, PARTIAL, true, 1, false, true, kNoSign>(p, c0, rest, get);
+            case Fused::kAddStoreSign: return run_shape<VECTORS, PARTIAL, true, 1, false, true, kPlainSign>(p, c0, rest, get);
+            case Fused::kAdd2Store: return run_shape<VECTORS, PARTIAL, true, 2, false, true, kNoSign>(p, c0, rest, get);
+            case Fused::kAdd2StoreSign: return run_shape<VECTORS, PARTIAL, true, 2, false, true, kPlainSign>(p, c0, rest, get);
+            case Fused::kMean: return run_shape<VECTORS, PARTIAL, true, 2, true, true, kNoSign>(p, c0, rest, get);
+            case Fused::kMeanSign: return run_shape<VECTORS, PARTIAL, true, 2, true, true, kPlainSign>(p, c0, rest, get);
+            case Fused::kPlainMean: return run_shape<VECTORS, PARTIAL, false, 2, true, true, kNoSign>(p, c0, rest, get);
+            case Fused::kPlainStoreScaledSign: return run_shape<VECTORS, PARTIAL, false, 0, false, true, kScaledSign>(p, c0, rest, get);
+            default: run_other(p, c0, count, get);
         }
     }
 
-    // Any channel count, any of the fused steps.
-    template <class Get>
-    KERNEL_NOINLINE void run_fused(int32_t p, int c0, int count, Get get) const {
-        const float* scale = fused.affine && fused.affine->scale ? fused.affine->scale + c0 : nullptr;
-        const float* bias = fused.affine && fused.affine->bias ? fused.affine->bias + c0 : nullptr;
-        const float* residual = fused.add ? fused.add->real + int64_t{p} * fused.add->pixel_stride + c0 : nullptr;
-        const float* slope = fused.prelu ? fused.prelu->scale + c0 : nullptr;
-        float* out = fused.store ? fused.store->real + int64_t{p} * fused.store->pixel_stride + c0 : nullptr;
-        const Step* sign = fused.sign;
+    // The hot shapes without a branch: [x * scale + bias] [+ residuals] [* after], stored and/or signed. PARTIAL: the last
+    // vector has `rest` channels.
+    template <int VECTORS, bool PARTIAL, bool AFFINE, int ADDS, bool AFTER, bool STORE, Sign SIGN, class Get>
+    KERNEL_INLINE void run_shape(int32_t p, int c0, int rest, Get get) const {
+        const float* residual[2];
+        for (int i = 0; i < ADDS; ++i) residual[i] = hot.residual[i] + p * hot.residual_stride[i] + c0;
+        float* out = hot.out + p * hot.out_stride + c0;
         uint64_t bits = 0;
-        for (int c = 0; c < count; c += V::kLanes) {
-            const int n = std::min(V::kLanes, count - c);
-            V::F x = get(c / V::kLanes);
-            if (scale) x = V::mul(x, V::load(scale + c));
-            if (bias) x = V::add(x, V::load(bias + c));
-            if (residual) x = V::add(x, V::load_n(residual + c, n));
-            if (fused.clip) x = clip(x, V::set1(fused.clip->min), V::set1(fused.clip->max));
-            if (slope) x = prelu(x, V::load(slope + c));
-            if (out) V::store_n(out + c, x, n);
-            if (sign) {
-                if (sign->scale) x = V::mul(x, V::load(sign->scale + c0 + c));
-                if (sign->bias) x = V::add(x, V::load(sign->bias + c0 + c));
-                bits |= static_cast<uint64_t>(V::ge0(x)) << c;
-            }
+        for (int v = 0; v < VECTORS; ++v) {
+            const int c = v * V::kLanes;
+            const bool whole = !PARTIAL || v + 1 < VECTORS;
+            V::F x = get(v);
+            if constexpr (AFFINE) x = V::add(V::mul(x, V::load(hot.scale + c0 + c)), V::load(hot.bias + c0 + c));
+            for (int i = 0; i < ADDS; ++i) x = V::add(x, whole ? V::load(residual[i] + c) : V::load_n(residual[i] + c, rest));
+            if constexpr (AFTER) x = V::mul(x, V::load(hot.after + c0 + c));
+            if constexpr (STORE) whole ? V::store(out + c, x) : V::store_n(out + c, x, rest);
+            if constexpr (SIGN == kScaledSign)
+                x = V::add(V::mul(x, V::load(hot.sign_scale + c0 + c)), V::load(hot.sign_bias + c0 + c));
+            if constexpr (SIGN != kNoSign) bits |= static_cast<uint64_t>(V::ge0(x)) << c;
         }
-        if (sign) write_bits(sign->bits + sign->bit_offset[p] + c0 / 32, bits, count);
+        if constexpr (SIGN != kNoSign) write_bits(hot.bits + hot.bit_offset[p] + c0 / 32, bits, (VECTORS - 1) * V::kLanes + rest);
+    }
+
+    template <class Get>
+    KERNEL_INLINE void run_other(int32_t p, int c0, int count, Get get) const {
+        fused.valid ? run_vectors<1>(p, c0, count, get) : run_steps(p, c0, count, get);
+    }
+
+    template <int VECTORS, class Get>
+    KERNEL_INLINE void run_vectors(int32_t p, int c0, int count, Get get) const {
+        if constexpr (VECTORS * V::kLanes < kBlock)
+            if (count > VECTORS * V::kLanes) return run_vectors<VECTORS + 1>(p, c0, count, get);
+        run_fused<VECTORS>(p, c0, count, get);
+    }
+
+    template <int VECTORS>
+    static KERNEL_INLINE void affine(V::F (&x)[VECTORS], const Step& s, int c0) {
+        if (s.scale)
+            for (int v = 0; v < VECTORS; ++v) x[v] = V::mul(x[v], V::load(s.scale + c0 + v * V::kLanes));
+        if (s.bias)
+            for (int v = 0; v < VECTORS; ++v) x[v] = V::add(x[v], V::load(s.bias + c0 + v * V::kLanes));
+    }
+
+    // Any channel count, any of the fused steps. Only the last vector may have fewer than kLanes channels.
+    template <int VECTORS, class Get>
+    KERNEL_NOINLINE void run_fused(int32_t p, int c0, int count, Get get) const {
+        const int rest = count - (VECTORS - 1) * V::kLanes;
+        const auto lanes = [=](int v) { return v + 1 < VECTORS ? V::kLanes : rest; };
+        V::F x[VECTORS];
+        for (int v = 0; v < VECTORS; ++v) x[v] = get(v);
+        if (fused.affine) affine(x, *fused.affine, c0);
+        for (const Step* add : fused.add) {
+            if (!add) break;
+            const float* other = add->real + int64_t{p} * add->pixel_stride + c0;
+            for (int v = 0; v < VECTORS; ++v) x[v] = V::add(x[v], V::load_n(other + v * V::kLanes, lanes(v)));
+        }
+        if (fused.after) affine(x, *fused.after, c0);
+        if (fused.clip)
+            for (int v = 0; v < VECTORS; ++v) x[v] = clip(x[v], V::set1(fused.clip->min), V::set1(fused.clip->max));
+        if (fused.prelu)
+            for (int v = 0; v < VECTORS; ++v) x[v] = prelu(x[v], V::load(fused.prelu->scale + c0 + v * V::kLanes));
+        if (fused.store) {
+            float* out = fused.store->real + int64_t{p} * fused.store->pixel_stride + c0;
+            for (int v = 0; v < VECTORS; ++v) V::store_n(out + v * V::kLanes, x[v], lanes(v));
+        }
+        for (int i = 0; i < fused.signs; ++i) {
+            const Step& s = *fused.sign[i];
+            V::F y[VECTORS];
+            for (int v = 0; v < VECTORS; ++v) y[v] = x[v];
+            affine(y, s, c0);
+            uint64_t bits = 0;
+            for (int v = 0; v < VECTORS; ++v) bits |= static_cast<uint64_t>(V::ge0(y[v])) << (v * V::kLanes);
+            write_bits(s.bits + s.bit_offset[p] + c0 / 32, bits, count);
+        }
     }
 
     template <class Get>
@@ -207,12 +282,14 @@ private:
 };
 
 // Integer sums of one pixel's block to the epilogue.
+template <int VECTORS = kBlock / V::kLanes>
 KERNEL_INLINE void finish_binary(const EpilogueRunner& run, int32_t pixel, int block, const int32_t* base, const int32_t* pop) {
-    run.pixel(pixel, block * kBlock, [=](int v) { return V::base_minus_twice(base + v * V::kLanes, pop + v * V::kLanes); });
+    run.pixel<VECTORS>(pixel, block * kBlock, [=](int v) { return V::base_minus_twice(base + v * V::kLanes, pop + v * V::kLanes); });
 }
 
+template <int VECTORS = kBlock / V::kLanes>
 KERNEL_INLINE void finish_real(const EpilogueRunner& run, int32_t pixel, int block, const float* sums) {
-    run.pixel(pixel, block * kBlock, [=](int v) { return V::load(sums + v * V::kLanes); });
+    run.pixel<VECTORS>(pixel, block * kBlock, [=](int v) { return V::load(sums + v * V::kLanes); });
 }
 
 // The part of one pooling window that lies inside the picture: taps [begin, end) of each axis.
@@ -237,17 +314,22 @@ private:
     }
 };
 
-// VECTORS vectors of channels of one window, from `input` (its first channel) on; `n` valid lanes in the last.
-template <int VECTORS, bool MAX>
-KERNEL_INLINE void pool_window(const PoolArgs& a, const Window& w, const float* input, int n, float* row) {
-    V::F sum[VECTORS];
-    for (int v = 0; v < VECTORS; ++v) sum[v] = V::set1(MAX ? -std::numeric_limits<float>::infinity() : 0.0f);
+// VECTORS vectors of channels [c, ...) of one window; `n` valid lanes in the last. SCALED: every tap through the affine.
+template <int VECTORS, bool MAX, bool SCALED>
+KERNEL_INLINE void pool_window(const PoolArgs& a, const Window& w, int c, int n, float* row) {
+    V::F sum[VECTORS], scale[VECTORS], bias[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) {
+        sum[v] = V::set1(MAX ? -std::numeric_limits<float>::infinity() : 0.0f);
+        if constexpr (SCALED) scale[v] = V::load(a.scale + c + v * V::kLanes), bias[v] = V::load(a.bias + c + v * V::kLanes);
+    }
+    const float* input = a.input + c;
     for (int ky = w.ky0; ky < w.ky1; ++ky) {
         const int64_t y = w.y0 + ky * a.dilation[0];
         for (int kx = w.kx0; kx < w.kx1; ++kx) {
             const float* at = input + (y * a.width + w.x0 + kx * a.dilation[1]) * a.pixel_stride;
             for (int v = 0; v < VECTORS; ++v) {
-                const V::F x = v + 1 < VECTORS || n == V::kLanes ? V::load(at + v * V::kLanes) : V::load_n(at + v * V::kLanes, n);
+                V::F x = v + 1 < VECTORS || n == V::kLanes ? V::load(at + v * V::kLanes) : V::load_n(at + v * V::kLanes, n);
+                if constexpr (SCALED) x = V::add(V::mul(x, scale[v]), bias[v]);
                 sum[v] = MAX ? V::max(sum[v], x) : V::add(sum[v], x);  // NaN is taken from the picture
             }
         }
@@ -256,7 +338,7 @@ KERNEL_INLINE void pool_window(const PoolArgs& a, const Window& w, const float* 
         V::store(row + v * V::kLanes, MAX ? sum[v] : V::div(sum[v], V::set1(static_cast<float>(w.divisor))));
 }
 
-template <bool MAX>
+template <bool MAX, bool SCALED>
 void pool_pixels(const PoolArgs& a, int begin, int end) {
     constexpr int kGroup = 32 / V::kLanes;  // vectors at a time
     const EpilogueRunner run(*a.epilogue);
@@ -266,19 +348,63 @@ void pool_pixels(const PoolArgs& a, int begin, int end) {
         for (int c0 = 0; c0 < a.channels; c0 += kBlock) {
             const int count = std::min(kBlock, a.channels - c0);
             int c = 0;
-            for (; c + 32 <= count; c += 32) pool_window<kGroup, MAX>(a, window, a.input + c0 + c, V::kLanes, row + c);
+            for (; c + 32 <= count; c += 32) pool_window<kGroup, MAX, SCALED>(a, window, c0 + c, V::kLanes, row + c);
             for (; c < count; c += V::kLanes)
-                pool_window<1, MAX>(a, window, a.input + c0 + c, std::min(V::kLanes, count - c), row + c);
+                pool_window<1, MAX, SCALED>(a, window, c0 + c, std::min(V::kLanes, count - c), row + c);
             finish_real(run, p, c0 / kBlock, row);
         }
     }
 }
 
 void pool(const PoolArgs& a, int begin, int end) {
-    a.kind == PoolKind::max ? pool_pixels<true>(a, begin, end) : pool_pixels<false>(a, begin, end);
+    if (a.scale)
+        a.kind == PoolKind::max ? pool_pixels<true, true>(a, begin, end) : pool_pixels<false, true>(a, begin, end);
+    else
+        a.kind == PoolKind::max ? pool_pixels<true, false>(a, begin, end) : pool_pixels<false, false>(a, begin, end);
+}
+
+// Signs alone, of a map in memory: PIXELS at a time, so that their scales and biases are loaded once.
+template <int PIXELS>
+int sign_pixels(const ElementwiseArgs& a, int begin, int end) {
+    constexpr int kVectors = 32 / V::kLanes;
+    alignas(64) static constexpr std::array<float, 32> kOnes = filled(1.0f), kZeros = filled(-0.0f);  // x + -0.0 is x, for 0.0 too
+    int p = begin;
+    for (; p + PIXELS <= end; p += PIXELS)
+        for (int c = 0; c < a.channels; c += 32) {
+            const float* at = a.input + int64_t{p} * a.pixel_stride + c;
+            const int valid = std::min(32, a.channels - c);
+            V::F x[PIXELS][kVectors];
+            for (int i = 0; i < PIXELS; ++i)
+                for (int v = 0; v < kVectors; ++v) {
+                    const float* from = at + int64_t{i} * a.pixel_stride + v * V::kLanes;
+                    x[i][v] = valid == 32 ? V::load(from) : V::load_n(from, std::clamp(valid - v * V::kLanes, 0, V::kLanes));
+                }
+            for (int k = 0; k < a.epilogue->count; ++k) {
+                const Step& s = a.epilogue->steps[k];
+                const float* scale = s.scale ? s.scale + c : kOnes.data();
+                const float* bias = s.bias ? s.bias + c : kZeros.data();
+                uint32_t bits[PIXELS] = {};
+                for (int v = 0; v < kVectors; ++v) {
+                    const V::F m = V::load(scale + v * V::kLanes), n = V::load(bias + v * V::kLanes);
+                    for (int i = 0; i < PIXELS; ++i) bits[i] |= V::ge0(V::add(V::mul(x[i][v], m), n)) << (v * V::kLanes);
+                }
+                for (int i = 0; i < PIXELS; ++i)
+                    s.bits[s.bit_offset[p + i] + c / 32] = valid == 32 ? bits[i] : bits[i] & ((uint32_t{1} << valid) - 1);
+            }
+        }
+    if constexpr (PIXELS > 1) p = sign_pixels<1>(a, p, end);
+    return p;
+}
+
+bool only_signs(const Epilogue& e) {
+    return e.count > 0 && std::all_of(e.steps, e.steps + e.count, [](const Step& s) { return s.kind == StepKind::sign; });
 }
 
 void elementwise(const ElementwiseArgs& a, int begin, int end) {
+    if (only_signs(*a.epilogue)) {
+        sign_pixels<4>(a, begin, end);
+        return;
+    }
     const EpilogueRunner run(*a.epilogue);
     for (int p = begin; p < end; ++p)
         for (int c0 = 0; c0 < a.channels; c0 += kBlock) {

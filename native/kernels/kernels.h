@@ -73,6 +73,7 @@ struct PoolArgs {
     int out_width;
     int kernel[2], stride[2], padding[2], dilation[2];
     bool count_include_pad;
+    const float *scale, *bias;     // both or neither (null): every number read becomes x * scale + bias
     const Epilogue* epilogue;
 };
 

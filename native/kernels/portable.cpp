@@ -1,5 +1,6 @@
 // Plain C++: the path that is always there, and the one that the others are read against.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -11,6 +12,7 @@ namespace {
 
 struct V {
     static constexpr int kLanes = 8;
+    static constexpr bool kMasked = false;
     struct F {
         float v[kLanes];
     };

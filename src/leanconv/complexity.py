@@ -152,4 +152,3 @@ def _depth(program: Program) -> int:
         if op.output is not None:
             depth[op.output] = so_far
     return max(depth)
-

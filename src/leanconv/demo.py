@@ -52,7 +52,7 @@ def run_demo(out: Path, tell: Callable[[str], None] = print) -> dict[str, float]
     The summary holds fractions (`float_top1 binary_top1 engine_top1 agreement`), bytes, milliseconds and `seconds`.
     """
     from leanconv.complexity import complexity
-    from leanconv.train.data import load_data
+    from leanconv.train.data import Split, load_data
 
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
@@ -63,6 +63,7 @@ def run_demo(out: Path, tell: Callable[[str], None] = print) -> dict[str, float]
     packed = out / "model.lconv"
     engine_bytes = program.save(packed)
     data = load_data("digits")
+    assert isinstance(data.test, Split)
     tell("running the engine over the test pictures")
     answers = _ask_engine(packed, binary, data.test)
     _write_pictures(out / "pictures", data.test, data.classes)

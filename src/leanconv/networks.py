@@ -11,16 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from leanconv import models  # before timm: prepares torchvision for it
+from leanconv import models, shipped  # before timm: prepares torchvision for it
 from leanconv.pictures import smooth_pictures
 from leanconv.preprocess import Preprocessing, normalize
+from leanconv.program import Program
 from leanconv.train import checkpoint
 
 import timm  # isort: skip
 
 if TYPE_CHECKING:
     from leanconv.compiler import Verification
-    from leanconv.program import Program
+
+TRAINING = ("top1", "split", "epoch", "recipe")  # what a packed file tells of the training run
 
 
 class NetworkError(ValueError):
@@ -52,7 +54,7 @@ class Network:
         from leanconv.compiler import compile_verified
 
         provenance: dict[str, Any] = {"model": self.name, "model_args": self.arguments}
-        provenance |= {key: self.training[key] for key in ("top1", "split", "epoch", "recipe") if key in self.training}
+        provenance |= {key: self.training[key] for key in TRAINING if key in self.training}
         rules = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self.rules).items()}
         return compile_verified(
             self.model,
@@ -65,13 +67,24 @@ class Network:
 
 
 def find_network(text: str) -> Network:
-    """A checkpoint file, or a model that timm knows by name (untrained). Raises NetworkError, CheckpointError."""
+    """A checkpoint file, or a model that timm knows by name: trained where its weights ship with us, else untrained.
+
+    Raises NetworkError, CheckpointError.
+    """
     path = Path(text)
     if path.is_file():
         return from_checkpoint(path)
     if path.suffix in (".safetensors", ".lconv", ".pt", ".pth", ".onnx") or "/" in text:
         raise NetworkError(f"{text}: no such file")
-    return from_name(text)
+    return from_shipped(text) if text in shipped.weights() else from_name(text)
+
+
+def from_shipped(name: str) -> Network:
+    """A network with the trained weights that ship with the package. Raises WeightsError, ProgramError."""
+    program = Program.load(models.weights_path(name))
+    model = timm.create_model(name, pretrained=True).eval()
+    training = {key: program.provenance[key] for key in TRAINING if key in program.provenance}
+    return Network(model, name, {}, Preprocessing.from_dict(program.preprocessing), program.classes, training)
 
 
 def from_checkpoint(path: str | Path) -> Network:

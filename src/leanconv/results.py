@@ -14,6 +14,8 @@ from typing import Any
 from leanconv.extras import need
 from leanconv.program import write_atomic
 
+Group = tuple[str, str, str, int, str]  # study, model, arm, epochs, split
+
 
 class ResultsError(ValueError):
     """Results that cannot be read or added up; one line that says which file and line and what to do."""
@@ -48,6 +50,11 @@ class Run:
     def key(self) -> tuple[str, str, str, int, int, str]:
         """What tells it from every other run."""
         return (self.study, self.model, self.arm, self.seed, self.epochs, self.split)
+
+    @property
+    def group(self) -> Group:
+        """What it has in common with runs that differ in their seed alone."""
+        return (self.study, self.model, self.arm, self.epochs, self.split)
 
 
 COLUMNS = [field.name for field in fields(Run)]
@@ -116,6 +123,11 @@ class Summary:
     ops: int | None
     minutes: float
 
+    @property
+    def group(self) -> Group:
+        """As that of its runs."""
+        return (self.study, self.model, self.arm, self.epochs, self.split)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -130,9 +142,9 @@ def summarise(runs: Iterable[Run]) -> list[Summary]:
     >>> [(s.seeds, s.mean, s.deviation) for s in summarise(runs)]
     [([0, 1, 2], 91.0, 1.0)]
     """
-    groups: dict[tuple[str, str, str, int, str], list[Run]] = defaultdict(list)
+    groups: dict[Group, list[Run]] = defaultdict(list)
     for run in _unique(runs):
-        groups[run.study, run.model, run.arm, run.epochs, run.split].append(run)
+        groups[run.group].append(run)
     summaries = []
     for key in sorted(groups):
         members = sorted(groups[key], key=lambda run: run.seed)

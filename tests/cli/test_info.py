@@ -11,12 +11,12 @@ from xml.etree import ElementTree
 import pytest
 
 from leanconv.cli.errors import CommandError
-from leanconv.cli.info import draw, info
+from leanconv.cli.info import draw, drawing, info
 
 
 @pytest.fixture(scope="module")
 def fractal(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a small RF network: two stages would do, the family has four."""
+    """A checkpoint of a narrow RF network."""
     from leanconv.networks import from_name
     from leanconv.train import checkpoint
 
@@ -87,6 +87,12 @@ def test_draw(leanconv, fractal, tmp_path):
     assert str(target) in said and "layer1.0.unit" in said and "7 layers" in said
     boxes = [e for e in ElementTree.parse(target).iter() if e.get("class") == "layer"]
     assert len(boxes) == 7
+
+
+def test_the_drawing_of_a_dense_unit_shows_widths_and_concatenation():
+    svg, about = drawing("drf_c2d2_densenet51_cifar")
+    assert about.startswith("layer1.1.unit: 2 columns")
+    assert svg.count("106 → 53 channels") == 2 and svg.count("53 → 53 channels") == 1 and ">concat<" in svg
 
 
 def test_what_cannot_be_drawn(leanconv, fractal, checkpoint, packed, tmp_path):

@@ -82,6 +82,19 @@ def test_lists_and_units_are_free():
     assert torch.equal(one(x), plain(x))
 
 
+def test_the_skeleton_carries_dense_fractals():
+    """SoFAr's DRF-c2d2 DenseNet51(53): the widths of its specification, section 6, and three convolutions a unit."""
+
+    def unit(in_channels, growth):
+        return FractalUnit(2, lambda first: BinaryDenseLayer(in_channels if first else growth, growth, not first))
+
+    with torch.device("meta"):
+        net = DenseNet(unit, (6, 6, 6, 5), growth=53, initial_channels=53, reductions=(2.7, 2.7, 2.2))
+    narrow = [m.conv.out_channels for m in net.modules() if isinstance(m, Transition)]
+    assert [info["num_chs"] for info in net.feature_info] == [53, 371, 446, 478, 489] and narrow == [128, 160, 224]
+    assert sum(isinstance(m, BinaryConv2d) for m in net.modules()) == 3 * 23
+
+
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="unknown stem 'vgg': expected one of imagenet, cifar, grouped"):
         timm.create_model("binary_densenet28", stem="vgg")

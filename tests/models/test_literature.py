@@ -58,10 +58,10 @@ def test_operations(name, size, without_stem, total):
 @pytest.mark.parametrize(("name", "billions"), [("quicknet", 1.85), ("quicknet_large", 3.7)])
 def test_quicknet_layers_all_cost_the_same(name, billions):
     """116 M binary MACs a layer, 16 of them in QuickNet."""
-    model = timm.create_model(name)
-    layers = sum(isinstance(m, BinaryConv2d) for m in model.modules())
-    assert macs(name, 224)[0] == layers * 56 * 56 * 64 * 64 * 9
-    assert macs(name, 224)[0] / 1e9 == pytest.approx(billions, rel=0.005)
+    with torch.device("meta"):
+        layers = sum(isinstance(m, BinaryConv2d) for m in timm.create_model(name).modules())
+    binary = macs(name, 224)[0]
+    assert binary == layers * 56 * 56 * 64 * 64 * 9 and binary / 1e9 == pytest.approx(billions, rel=0.005)
 
 
 @pytest.mark.parametrize(
@@ -88,9 +88,8 @@ def test_parameters(name, published, statistics):
     assert count == published
 
 
-@pytest.mark.parametrize(
-    ("name", "mebibytes"), [("quicknet", 4.17), pytest.param("meliusnet22", 3.88, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "mebibytes"), [("quicknet", 4.17), ("meliusnet22", 3.88)])
 def test_size_of_the_program(name, mebibytes):
     """As published by larq/zoo, whose megabytes are mebibytes and whose QuickNet counts the blur's fixed weights."""
     program = compile(timm.create_model(name).eval(), torch.zeros(1, 3, 64, 64), verify=False)
@@ -207,9 +206,9 @@ def test_fractalnet_drop_path_is_for_training_alone():
 
 def test_a_column_alone_leaves_the_others_without_gradient(monkeypatch):
     model = timm.create_model("fractalnet_cifar", channels=(4,) * 5, columns=2, global_drop_path=1.0)
-    drawn = model._draw_columns(torch.zeros(64, 3, 8, 8))
-    assert set(drawn.tolist()) == {1, 2}
-    monkeypatch.setattr(model, "_draw_columns", lambda x: torch.ones(len(x), dtype=torch.long))
+    monkeypatch.setattr(
+        "leanconv.models.global_drop_path.draw_columns", lambda x, columns, share: torch.ones(len(x), dtype=torch.long)
+    )
     model(torch.randn(4, 3, 32, 32)).square().sum().backward()
     for name, p in model.named_parameters():
         if name.endswith("conv.weight"):

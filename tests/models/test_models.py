@@ -20,6 +20,7 @@ FAST = {  # one a family; the others are swept by `make test-all`
     "binary_densenet28_cifar",
     "bireal_digits",
     "bireal_resnet20_cifar",
+    "drf_c2d2_densenet51_cifar",
     "fractalnet_cifar",
     "meliusnet22",
     "quicknet_small",

@@ -15,10 +15,11 @@ def operations(name, size, **args):
     """(OPs without the first convolution, OPs of it): float MACs and binary MACs / 64, counted by hooks."""
     model = timm.create_model(name, **args).eval()
     counts = {"stem": 0.0, "rest": 0.0}
+    first = model.get_submodule(timm.get_pretrained_cfg(name).first_conv)
 
     def count(module, inputs, output):
         macs = module.weight.numel() if isinstance(module, nn.Linear) else output[0].numel() * module.weight[0].numel()
-        counts["stem" if module is model.conv1 else "rest"] += macs / (64 if isinstance(module, BinaryConv2d) else 1)
+        counts["stem" if module is first else "rest"] += macs / (64 if isinstance(module, BinaryConv2d) else 1)
 
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -36,6 +37,10 @@ def operations(name, size, **args):
         ("bireal_resnet18", 224, 45.971),
         ("rf_c4d8_resnet37_cifar", 32, 14.89),
         ("bireal_resnet18_cifar", 32, 14.85),
+        ("drf_c2d2_densenet51", 224, 143.432),
+        ("binary_densenet51", 224, 144.115),
+        ("drf_c2d2_densenet51_cifar", 32, 46.68),
+        ("binary_densenet51_cifar", 32, 46.88),
     ],
 )
 def test_operations_of_the_published_names(name, size, millions):
@@ -61,7 +66,10 @@ def test_width_is_free():
     assert model.fc.weight.shape == (5, 96) and model(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
 
 
-@pytest.mark.parametrize(("name", "units", "layers"), [("rf_c4d8_resnet37", 4, 15), ("rf_c2d2_resnet21", 8, 3)])
+@pytest.mark.parametrize(
+    ("name", "units", "layers"),
+    [("rf_c4d8_resnet37", 4, 15), ("rf_c2d2_resnet21", 8, 3), ("drf_c2d2_densenet51", 23, 3)],
+)
 def test_units(name, units, layers):
     found = [m for m in timm.create_model(name).modules() if isinstance(m, FractalUnit)]
     assert [len(unit.layers) for unit in found] == [layers] * units
@@ -87,9 +95,13 @@ def test_wrong_arguments():
         timm.create_model("rf_c4d8_resnet37_cifar", global_drop_path=2)
 
 
-def test_drop_path_is_for_training_alone():
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("rf_c4d8_resnet37_cifar", {"width": 8}), ("drf_c2d2_densenet51_cifar", {"growth": 8, "layers": (2, 1, 1, 1)})],
+)
+def test_drop_path_is_for_training_alone(name, size):
     torch.manual_seed(0)
-    model = timm.create_model("rf_c4d8_resnet37_cifar", width=8, drop_path=0.15, global_drop_path=0.5)
+    model = timm.create_model(name, drop_path=0.15, global_drop_path=0.5, **size)
     x = torch.randn(4, 3, 16, 16)
     model.train()
     assert not torch.equal(model(x), model(x))

@@ -58,7 +58,7 @@ def test_merged_and_nested_use_every_layer_once():
         calls = []
         fractal = FractalUnit(4, lambda first: nn.Identity(), merged=merged)
         for name, layer in fractal.layers.items():
-            layer.register_forward_hook(lambda m, i, o, name=name: calls.append(name))
+            layer.register_forward_hook(lambda m, i, o, name=name, calls=calls: calls.append(name))
         fractal(torch.zeros(1, 1, 1, 1))
         assert sorted(calls) == sorted(fractal.layers)
 

@@ -59,7 +59,7 @@ def test_processes_share_what_one_would_accumulate(split):
 
 
 def test_what_does_not_divide_is_refused(split):
-    with pytest.raises(RecipeError, match="batch_size: 8 .* multiple of 3"):
+    with pytest.raises(RecipeError, match=r"batch_size: 8 .* multiple of 3"):
         MemoryBatches(split, recipe(), Share(0, 3, 1))
     with pytest.raises(RecipeError, match="batch_size: 64 is more than the 30"):
         MemoryBatches(split, recipe(batch_size=64), Share())

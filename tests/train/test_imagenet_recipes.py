@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from leanconv.shipped import recipes
@@ -20,7 +22,11 @@ def made(tmp_path_factory):
     return {"imagefolder": f"imagefolder:{folder}", "webdataset": f"webdataset:{tars}"}
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+def most_slow(name):
+    return pytest.param(name, marks=() if name.startswith("imagenet/bireal_resnet18") else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [most_slow(name) for name in SHIPPED])
 def test_two_steps_on_generated_pictures(name, made, tmp_path):
     kind = load_recipe(SHIPPED[name]).data.split(":")[0]
     small = ["size=32", "epochs=1", "batch_size=4", "workers=1", "log_steps=1", f"data={made[kind]}"]
@@ -29,7 +35,7 @@ def test_two_steps_on_generated_pictures(name, made, tmp_path):
     result = train(recipe, tmp_path, progress=False, device="cpu")
     rows = log.read(tmp_path / "log.jsonl")
     assert [row["step"] for row in rows if row["kind"] == "step"] == [1, 2]
-    assert rows[-1]["kind"] == "epoch" and 0 < rows[-1]["loss"] < 20 and result.reproduced is None
+    assert rows[-1]["kind"] == "epoch" and math.isfinite(rows[-1]["loss"]) and result.reproduced is None
     info = checkpoint.read_info(result.checkpoint)
     assert info["model"] == recipe.model and info["preprocessing"]["input_size"] == [3, 32, 32]
 

@@ -128,9 +128,7 @@ def test_precision_and_memory_layout(tmp_path):
 def test_start_from_a_float_twin(tmp_path):
     twin = loop.train(recipe(model="resnet_digits", epochs=1), tmp_path / "float", progress=False)
     path = str(twin.checkpoint)
-    run = loop.Run(
-        recipe(start_from=path), tmp_path / "binary", loop.accelerator_for(recipe(), "cpu"), None
-    )
+    run = loop.Run(recipe(start_from=path), tmp_path / "binary", loop.accelerator_for(recipe(), "cpu"), None)
     assert torch.equal(run.model.layer1[0].conv1.weight, twin.model.layer1[0].conv1.weight)
     with pytest.raises(checkpoint.CheckpointError, match="none of its tensors"):
         loop.train(recipe(model="vit_tiny_patch16_224", start_from=path), tmp_path / "no", progress=False)

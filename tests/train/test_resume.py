@@ -55,9 +55,7 @@ def recipe_file(folder, entries):
 
 def start(recipe, out, *options, launcher=(LEANCONV,), **more):
     command = [*launcher, "train", str(recipe), "--out", str(out), *options]
-    return subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
-    )
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
 
 
 def finish(process, code=0):
@@ -100,7 +98,10 @@ def test_killed_runs_continue_bit_for_bit(tmp_path):
     finish(start(recipe, killed, "--resume"))
     for name in ("checkpoint.safetensors", "best.safetensors"):
         assert identical(whole / name, killed / name)
-    rows = [[{k: v for k, v in row.items() if "second" not in k} for row in log.read(o / "log.jsonl")] for o in (whole, killed)]
+    rows = [
+        [{k: v for k, v in row.items() if "second" not in k} for row in log.read(o / "log.jsonl")]
+        for o in (whole, killed)
+    ]
     assert rows[0] == rows[1] and len(rows[0]) == 33
 
 
@@ -168,7 +169,7 @@ def test_a_run_in_the_way_is_not_overwritten(tmp_path):
     before = first.checkpoint.read_bytes()
     with pytest.raises(loop.TrainingError, match="holds a run already: --resume"):
         loop.train(make_recipe(QUICK), tmp_path, progress=False)
-    with pytest.raises(loop.TrainingError, match="started with learning_rate 0.003, the recipe now says 0.1"):
+    with pytest.raises(loop.TrainingError, match=r"started with learning_rate 0\.003, the recipe now says 0.1"):
         loop.train(make_recipe(QUICK | {"epochs": 1, "learning_rate": 0.1}), tmp_path, progress=False, resume=True)
     assert first.checkpoint.read_bytes() == before
     again = loop.train(make_recipe(QUICK | {"epochs": 1}), tmp_path, progress=False, resume=True)

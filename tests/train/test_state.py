@@ -5,13 +5,20 @@ from hypothesis import strategies as st
 
 from leanconv.train import state
 
-plain = st.sampled_from([torch.float32, torch.bfloat16]) | st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False) | st.text(max_size=5)
+plain = (
+    st.sampled_from([torch.float32, torch.bfloat16, None, True])
+    | st.integers(-(2**40), 2**40)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=5)
+)
 tensors = st.sampled_from([torch.float32, torch.int64, torch.bfloat16, torch.uint8, torch.bool]).flatmap(
     lambda dtype: st.lists(st.integers(0, 3), max_size=3).map(lambda shape: torch.ones(shape).to(dtype))
 )
 trees = st.recursive(
     plain | tensors,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.integers(0, 9) | st.text(max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.integers(0, 9) | st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=12,
 )
 

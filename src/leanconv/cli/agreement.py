@@ -1,4 +1,4 @@
-"""`leanconv eval MODEL.lconv --against CHECKPOINT`: do engine and PyTorch give the same classes, and if not, why not."""
+"""`leanconv eval MODEL.lconv --against CHECKPOINT`: do engine and PyTorch give the same classes, if not, why."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def agreement(packed: Path, checkpoint: Path, spec: str, threads: int | None, js
             print("  a picture of equal signs: its two largest outputs differ by rounding alone")
         else:
             print(
-                f"  first difference at {difference.layer}: {difference.signs} sign(s), at most {difference.distance:.1e} "
-                f"from the threshold (values there: {difference.scale:.1e})"
+                f"  first difference at {difference.layer}: {difference.signs} sign(s), at most "
+                f"{difference.distance:.1e} from the threshold (values there: {difference.scale:.1e})"
                 + ("" if difference.explained else ": MORE THAN ROUNDING")
             )

@@ -10,6 +10,7 @@ import numpy as np
 
 from leanconv.cli.errors import CommandError
 from leanconv.extras import need
+from leanconv.shipped import packed_path
 
 BATCH = 64
 
@@ -17,7 +18,8 @@ BATCH = 64
 def evaluate(path: Path, spec: str, threads: int | None, json: bool) -> None:
     """Evaluate on the test split of a data set."""
     need("`leanconv eval`", "train", "torch", "timm")
-    result = _packed(path, spec, threads) if path.suffix == ".lconv" else _checkpoint(path, spec)
+    file = packed_path(path)  # that of a network whose weights ship, or the path itself
+    result = _packed(file, spec, threads) if file.suffix == ".lconv" else _checkpoint(file, spec)
     if json:
         print(jsonlib.dumps(result))
     else:
@@ -34,7 +36,7 @@ def _checkpoint(path: Path, spec: str) -> dict[str, Any]:
 
     network = from_checkpoint(path)
     data = load_data(spec, network.rules, train=False)
-    _check_fit(path, spec, tuple(data.test.images.shape), network.rules.input_size, network.classes, data.classes)
+    _check_fit(path, spec, data.test.picture_shape[2], network.rules.input_size, network.classes, data.classes)
     measured = evaluate(network.model, data.test, network.rules)
     return {
         "top1": measured["top1"],
@@ -54,18 +56,17 @@ def _packed(path: Path, spec: str, threads: int | None) -> dict[str, Any]:
     rules = picture_rules(path, model)
     data = load_data(spec, rules, train=False)
     classes = model.program_info["classes"]
-    _check_fit(path, spec, tuple(data.test.images.shape), rules.input_size, classes, data.classes)
-    images, labels = data.test.images.numpy(), data.test.labels.numpy()
-    parts = []
-    for start in range(0, len(images), BATCH):
-        result = model(np.ascontiguousarray(images[start : start + BATCH]))
-        parts.append(next(iter(result.values())) if isinstance(result, dict) else result)
-    ranked = np.argsort(-np.concatenate(parts), axis=1, kind="stable")[:, :5]
-    hits = ranked == labels[:, None]
+    _check_fit(path, spec, data.test.picture_shape[2], rules.input_size, classes, data.classes)
+    top1 = top5 = 0
+    for images, labels in data.test.pictures(BATCH):
+        result = model(np.ascontiguousarray(images.numpy()))
+        logits = next(iter(result.values())) if isinstance(result, dict) else result
+        hits = np.argsort(-logits, axis=1, kind="stable")[:, :5] == labels.numpy()[:, None]
+        top1, top5 = top1 + int(hits[:, 0].sum()), top5 + int(hits.sum())
     return {
-        "top1": float(hits[:, 0].mean()),
-        "top5": float(hits.any(axis=1).mean()),
-        "pictures": len(labels),
+        "top1": top1 / len(data.test),
+        "top5": top5 / len(data.test),
+        "pictures": len(data.test),
         "run_by": "leanconv engine",
     }
 
@@ -73,14 +74,14 @@ def _packed(path: Path, spec: str, threads: int | None) -> dict[str, Any]:
 def _check_fit(
     path: Path,
     spec: str,
-    shape: tuple[int, ...],
+    channels: int,
     size: tuple[int, int, int],
     classes: list[str] | None,
     data_classes: list[str],
 ) -> None:
-    if shape[3] != size[0]:
+    if channels != size[0]:
         raise CommandError(
-            f"{path}: takes pictures of {size[0]} channel(s), those of {spec} have {shape[3]}; "
+            f"{path}: takes pictures of {size[0]} channel(s), those of {spec} have {channels}; "
             "give the data that the network was trained for"
         )
     if classes is not None and len(classes) != len(data_classes):

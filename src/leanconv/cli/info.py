@@ -62,8 +62,17 @@ def info(text: str, json: bool, size: int | None) -> None:
 
 
 def draw(text: str, target: Path) -> None:
-    """Write the drawing of one fractal unit of a model (its first) as SVG. Raises CommandError."""
+    """Write the drawing of one fractal unit of a model as SVG. Raises CommandError."""
+    from leanconv.program import write_atomic
+
     check_target(target, ".svg")
+    svg, about = drawing(text)
+    write_atomic(target, svg.encode())
+    print(f"{target}  {about}")
+
+
+def drawing(text: str) -> tuple[str, str]:
+    """SVG of a model's first fractal unit (a dense network's second), and a line about it. Raises CommandError."""
     if Path(text).suffix == ".lconv":
         raise CommandError(f"{text}: a packed file keeps no fractal units; draw the checkpoint or the model's name")
     need(f"`leanconv info {text} --draw`", "train", "torch", "timm")
@@ -71,16 +80,18 @@ def draw(text: str, target: Path) -> None:
     from leanconv.models.dense import DenseStep
     from leanconv.networks import find_network
     from leanconv.nn.fractal import FractalUnit
-    from leanconv.program import write_atomic
     from leanconv.report.drawing import draw_unit
 
     model = find_network(text).model
-    name, unit = next(((n, m) for n, m in model.named_modules() if isinstance(m, FractalUnit)), ("", None))
-    if unit is None:
+    units = [(name, module) for name, module in model.named_modules() if isinstance(module, FractalUnit)]
+    if not units:
         raise CommandError(f"{text} has no fractal unit to draw; rf_c4d8_resnet37 is a model that has")
+    name, unit = units[0]
     concat = isinstance(model.get_submodule(name.rpartition(".")[0]), DenseStep)
-    write_atomic(target, draw_unit(unit, concat=concat).encode())
-    print(f"{target}  {name}: {unit.columns} columns, {len(unit.layers)} layers, depth {unit.depth}")
+    if concat and len(units) > 1:  # in the first dense unit, all widths may be the same
+        name, unit = units[1]
+    about = f"{name}: {unit.columns} columns, {len(unit.layers)} layers, depth {unit.depth}"
+    return draw_unit(unit, concat=concat), about
 
 
 def convs_per_unit(model: nn.Module) -> int | None:

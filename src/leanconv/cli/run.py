@@ -13,13 +13,17 @@ import numpy as np
 from leanconv import engine
 from leanconv.cli.errors import CommandError
 from leanconv.preprocess import PictureError, Preprocessing, find_pictures, read_picture
+from leanconv.shipped import packed_path
 
 BATCH = 16
 
 
 def run(path: Path, pictures: list[Path], top: int, json: bool, threads: int | None) -> None:
-    """Print the `top` classes of each picture. Unreadable ones are reported on stderr; then the exit code is 1."""
-    model = engine.load(path, threads=threads)
+    """Print the `top` classes of each picture. Unreadable ones are reported on stderr; then the exit code is 1.
+
+    `path` is a packed file, or the name of a network whose trained weights ship.
+    """
+    model = engine.load(packed_path(path), threads=threads)
     rules = picture_rules(path, model)
     classes = model.program_info["classes"]
     found = find_pictures(pictures)

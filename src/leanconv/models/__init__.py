@@ -17,6 +17,7 @@ from leanconv.models import (  # noqa: E402, F401  (importing registers)
 )
 from leanconv.models._registry import float_twin, list_models  # noqa: E402
 from leanconv.models.bireal import BiRealBlock  # noqa: E402
+from leanconv.models.pretrained import WeightsError, weights_path  # noqa: E402
 from leanconv.models.residual import ResidualNet  # noqa: E402
 
-__all__ = ["BiRealBlock", "ResidualNet", "float_twin", "list_models"]
+__all__ = ["BiRealBlock", "ResidualNet", "WeightsError", "float_twin", "list_models", "weights_path"]

@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 from timm.models import register_model
 from torch import nn
 
+from leanconv import shipped
+from leanconv.models.pretrained import declare_weights, with_weights
+
 Entry = TypeVar("Entry", bound=Callable[..., nn.Module])
 
 _models: list[str] = []
@@ -16,30 +19,33 @@ _float_twins: dict[str, str] = {}
 
 
 def register(*, float_twin: str | None = None) -> Callable[[Entry], Entry]:
-    """Register a model function with timm under its own name; binary networks name their float twin."""
+    """Register a model function with timm under its own name, with the weights that ship for it; binary networks name
+    their float twin."""
 
     def decorate(entry: Entry) -> Entry:
-        register_model(entry)
+        declare_weights(entry)
+        made: Any = register_model(with_weights(entry))
         _models.append(entry.__name__)
         if float_twin is not None:
             _float_twins[entry.__name__] = float_twin
-        return entry
+        return made
 
     return decorate
 
 
-def list_models(*, binary: bool | None = None) -> list[str]:
+def list_models(*, binary: bool | None = None, pretrained: bool = False) -> list[str]:
     """Names of the networks that leanconv adds to timm, sorted; `binary` keeps only the binary or only the float
-    ones.
+    ones, `pretrained` those whose trained weights ship.
 
     >>> "bireal_resnet18" in list_models(binary=True)
     True
     """
-    return sorted(name for name in _models if binary is None or (name in _float_twins) == binary)
+    trained = shipped.weights() if pretrained else _models
+    return sorted(name for name in _models if name in trained and binary in (None, name in _float_twins))
 
 
 def float_twin(name: str) -> str:
-    """The float network of the same shape that a binary one is compared with, a name for ``timm.create_model``.
+    """The float network that a binary one is compared with, a name for ``timm.create_model``.
 
     Raises: ValueError for a name without a twin.
 

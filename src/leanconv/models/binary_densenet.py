@@ -28,14 +28,16 @@ def binary_dense_unit(
     binarize_weight: Any = "sign",
     clip: float = 1.3,
     pad_value: int = 0,
+    shortcut: bool = False,
 ) -> BinaryDenseLayer:
     """A :class:`~leanconv.nn.fractal.BinaryDenseLayer` with BinaryDenseNet's binarisers: [N, in_channels, H, W] ->
     [N, growth, H, W].
 
-    Args: clip: where straight-through gradients end; the rest as in :class:`leanconv.nn.BinaryConv2d`.
+    Args: clip: where straight-through gradients end; shortcut: add the input; the rest as in
+        :class:`leanconv.nn.BinaryConv2d`.
     """
     binary = straight_through(binarize_input, binarize_weight, clip)
-    return BinaryDenseLayer(in_channels, growth, pad_value=pad_value, **binary)
+    return BinaryDenseLayer(in_channels, growth, shortcut, pad_value=pad_value, **binary)
 
 
 _PAPER = {"paper_ids": "arXiv:1906.08637", "paper_name": "BinaryDenseNet", "first_conv": "stem.conv1"}

@@ -59,19 +59,19 @@ default_cfgs = generate_default_cfgs(
 @register()
 def resnet20_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-20 for 32x32 pictures: three stages of three blocks, widths 16, 32, 64."""
-    args = {"stem": "cifar", "stem_act": _relu} | kwargs
+    args: dict[str, Any] = {"stem": "cifar", "stem_act": _relu} | kwargs
     return build("resnet20_cifar", pretrained, BasicBlock, (3, 3, 3), (16, 32, 64), **args)
 
 
 @register()
 def resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-18 for 32x32 pictures: four stages of two blocks, widths 64 to 512, 3x3 stem."""
-    args = {"stem": "cifar", "stem_act": _relu} | kwargs
+    args: dict[str, Any] = {"stem": "cifar", "stem_act": _relu} | kwargs
     return build("resnet18_cifar", pretrained, BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512), **args)
 
 
 @register()
 def resnet_digits(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """A small residual network for 8x8 one-channel digits."""
-    args = {"stem": "cifar", "stem_act": _relu} | kwargs
+    args: dict[str, Any] = {"stem": "cifar", "stem_act": _relu} | kwargs
     return build("resnet_digits", pretrained, BasicBlock, DIGITS_LAYERS, DIGITS_CHANNELS, **args)

@@ -16,14 +16,16 @@ STEMS = ("imagenet", "cifar", "grouped")
 
 
 class DenseStep(nn.Module):
-    """``concat(x, unit(x))``: the map grows by the unit's channels. Further arguments go to the unit."""
+    """``concat(x, unit(x))``: the map grows by the unit's channels. `column`: for units that are fractal."""
+
+    takes_column = True
 
     def __init__(self, unit: nn.Module) -> None:
         super().__init__()
         self.unit = unit
 
-    def forward(self, x: Tensor, *args: Any) -> Tensor:
-        return torch.cat([x, self.unit(x, *args)], 1)
+    def forward(self, x: Tensor, column: Tensor | None = None) -> Tensor:
+        return torch.cat([x, self.unit(x) if column is None else self.unit(x, column)], 1)
 
 
 class Transition(nn.Sequential):

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs
+from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
 from leanconv.models._registry import cifar_cfg, picture_cfg, register
-from leanconv.models.staged import StagedNet
+from leanconv.models.global_drop_path import GlobalDropPath
 from leanconv.nn.fractal import FractalUnit
 
 
@@ -33,6 +32,8 @@ class ConvLayer(nn.Sequential):
 class FractalBlock(nn.Module):
     """A fractal unit of :class:`ConvLayer`, with a 2x2 max pool (ceil) before it where `pool_first`, after it where
     `pool_last`."""
+
+    takes_column = True
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class FractalBlock(nn.Module):
         return self.pool_last(self.unit(self.pool_first(x), column))
 
 
-class FractalNet(StagedNet):
+class FractalNet(GlobalDropPath):
     """[stem ->] blocks ``layer1``, ``layer2``, ... -> global pooling -> ``fc``.
 
     Args:
@@ -72,7 +73,7 @@ class FractalNet(StagedNet):
         num_classes, in_chans, global_pool, drop_rate: as in timm; num_classes 0 returns the pooled features.
 
     Shapes: [N, in_chans, H, W] -> [N, num_classes].
-    Raises: ValueError for an unknown stem or a wrong number of dropouts.
+    Raises: ValueError for an unknown stem, a wrong number of dropouts or a share that is none.
     """
 
     def __init__(
@@ -93,12 +94,10 @@ class FractalNet(StagedNet):
         super().__init__(num_classes, in_chans, drop_rate)
         if stem not in ("imagenet", "none"):
             raise ValueError(f"unknown stem {stem!r}: expected 'imagenet' or 'none'")
-        if not 0 <= global_drop_path <= 1:
-            raise ValueError(f"global_drop_path must be in [0, 1], got {global_drop_path}")
         rates = [float(dropout)] * len(channels) if isinstance(dropout, (int, float)) else list(dropout)
         if len(rates) != len(channels):
             raise ValueError(f"{len(channels)} blocks need {len(channels)} dropouts, one a block, not {len(rates)}")
-        self.columns, self.global_drop_path = columns, global_drop_path
+        self.set_global_drop_path(columns, global_drop_path)
         width, reduction, stemless = in_chans, 1, stem == "none"
         if not stemless:
             width, reduction = 64, 4
@@ -125,28 +124,6 @@ class FractalNet(StagedNet):
             self.append(f"layer{i}", nn.Sequential(block), out, reduction)
             width = out
         self.close(width, global_pool)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        column = self._draw_columns(x)
-        for name in self.chain:
-            x = self._link(name, x, column)
-        return x
-
-    def _draw_columns(self, x: Tensor) -> Tensor | None:
-        """[N]: the column that each picture goes through, 0 for all of them; None where there is nothing to draw."""
-        if not self.training or not self.global_drop_path:
-            return None
-        n = x.shape[0]
-        alone = torch.rand(n, device=x.device) < self.global_drop_path
-        return torch.where(alone, torch.randint(1, self.columns + 1, (n,), device=x.device), 0)
-
-    def _link(self, name: str, x: Tensor, column: Tensor | None = None) -> Tensor:
-        if column is None or not name.startswith("layer"):
-            return super()._link(name, x)
-        block = self.get_submodule(f"{name}.0")
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq([lambda y: block(y, column)], x)
-        return block(x, column)
 
 
 _PAPER = {"paper_ids": "arXiv:1605.07648", "paper_name": "FractalNet"}

@@ -7,6 +7,7 @@ count this network matches; the paper itself was not read.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from leanconv.models._registry import picture_cfg, register
 from leanconv.models._straight_through import straight_through
 from leanconv.models.bireal import BiRealBlock
-from leanconv.models.residual import ResidualNet, build
+from leanconv.models.residual import Block, ResidualNet, build
 
 
 class ResNetEBlock(BiRealBlock):
@@ -41,12 +42,14 @@ class ResNetEBlock(BiRealBlock):
 class ResNetE(ResidualNet):
     """A :class:`~leanconv.models.residual.ResidualNet` with batch norm after the stem's pooling and ReLU at the end."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        width = self.bn1.num_features
-        self.maxpool = nn.Sequential(self.maxpool, nn.BatchNorm2d(width))  # type: ignore[assignment]
-        last: nn.Sequential = self.get_submodule(self.stages[-1])  # type: ignore[assignment]
+    def __init__(self, block: Block, layers: Sequence[int], channels: Sequence[int], **kwargs: Any) -> None:
+        super().__init__(block, layers, channels, **kwargs)
+        self.add_module("maxpool", nn.Sequential(self.get_submodule("maxpool"), nn.BatchNorm2d(channels[0])))
+        last: nn.Sequential = self.get_submodule(self.chain[-1])  # type: ignore[assignment]
         last.append(nn.ReLU())
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        return super().group_matcher(coarse) | {"stem": r"^conv1|bn1|maxpool"}
 
 
 default_cfgs = generate_default_cfgs(

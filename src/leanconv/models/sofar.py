@@ -1,4 +1,5 @@
-"""SoFAr's residual fractal networks (Zhu et al., arXiv 2009.05317): RF, one fractal unit of Bi-Real layers a stage.
+"""SoFAr's fractal networks (Zhu et al., arXiv 2009.05317): RF, one fractal unit of Bi-Real layers a stage, and DRF, a
+dense network of fractal units of BinaryDenseNet layers.
 
 Only the paper's abstract could be read. Depth, width and budget of the published names (RF-c4d8 ResNet37(41),
 DRF-c2d2 DenseNet51(53)) fit the networks built here and few others; they are our **reconstruction** [inferred].
@@ -9,10 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.models import checkpoint_seq, generate_default_cfgs
+from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
 from leanconv.models._registry import cifar_cfg, picture_cfg, register
+from leanconv.models.binary_densenet import binary_dense_unit
+from leanconv.models.dense import DenseNet, build_dense
+from leanconv.models.global_drop_path import GlobalDropPath
 from leanconv.models.residual import ResidualNet, build
 from leanconv.nn import BinaryConv2d
 from leanconv.nn.fractal import BinaryResidualLayer, FractalUnit
@@ -66,6 +70,8 @@ class ResidualFractalBlock(nn.Module):
         :class:`BinaryDownsample`; the rest, of :class:`~leanconv.nn.BinaryConv2d`.
     """
 
+    takes_column = True
+
     def __init__(
         self,
         in_channels: int,
@@ -104,104 +110,149 @@ class ResidualFractalBlock(nn.Module):
         return self.unit(x, column)
 
 
-class FractalNet(ResidualNet):
-    """A :class:`~leanconv.models.residual.ResidualNet` whose blocks are fractal.
+class ResidualFractalNet(GlobalDropPath, ResidualNet):
+    """A :class:`~leanconv.models.residual.ResidualNet` of :class:`ResidualFractalBlock`.
 
-    Args:
-        global_drop_path: in training, this share of the pictures goes through one column of every unit alone, chosen
-            at random for each picture (FractalNet's global drop-path, [open] in SoFAr). 0: none.
+    Args: global_drop_path: in training, this share of the pictures goes through one column of every unit alone, drawn
+        for each picture (FractalNet's global drop-path, [open] in SoFAr). 0: none.
     """
 
-    def __init__(self, *args: Any, global_drop_path: float = 0.0, columns: int = 4, **kwargs: Any) -> None:
-        if not 0 <= global_drop_path <= 1:
-            raise ValueError(f"global_drop_path must be in [0, 1], got {global_drop_path}")
+    def __init__(self, *args: Any, columns: int = 4, global_drop_path: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, columns=columns, **kwargs)
-        self.columns, self.global_drop_path = columns, global_drop_path
+        self.set_global_drop_path(columns, global_drop_path)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        column = self._draw_columns(x)
-        x = self.maxpool(self._stem(x))
-        for name in self.stages:
-            x = self._stage(name, x, column)
-        return x
 
-    def _draw_columns(self, x: Tensor) -> Tensor | None:
-        """[N]: the column that each picture goes through, 0 for all of them; None where there is nothing to draw."""
-        if not self.training or not self.global_drop_path:
-            return None
-        n = x.shape[0]
-        alone = torch.rand(n, device=x.device) < self.global_drop_path
-        return torch.where(alone, torch.randint(1, self.columns + 1, (n,), device=x.device), 0)
+def dense_fractal_unit(
+    in_channels: int,
+    growth: int,
+    *,
+    columns: int = 2,
+    join: str = "mean",
+    merged: bool = True,
+    drop_path: float = 0.0,
+    inner_shortcut: bool = True,
+    **binary: Any,
+) -> FractalUnit:
+    """The fractal unit of DRF: [N, in_channels, H, W] -> [N, growth, H, W], to be concatenated to its input.
 
-    def _stage(self, name: str, x: Tensor, column: Tensor | None = None) -> Tensor:
-        stage = self.get_submodule(name)
-        if self.grad_checkpointing and self.training and not torch.jit.is_scripting():
-            return checkpoint_seq([lambda y, block=block: block(y, column) for block in stage], x)  # type: ignore
-        for block in stage:  # type: ignore[attr-defined]
-            x = block(x, column)
-        return x
+    Its layers are BinaryDenseNet's: those that see the unit's input widen C -> k, each with a batch norm of its own;
+    the others are k -> k, with an identity around them where `inner_shortcut` ([inferred], the default to ship).
+    For two columns: ``u1 = a(x), u2 = u1 + b(u1), v = c(x)``, result ``(u2 + v) / 2``.
+
+    Args: the first few, those of :class:`~leanconv.nn.fractal.FractalUnit`; binary: BinaryDenseNet's binarisers.
+    """
+
+    def layer(first: bool) -> nn.Module:
+        width = in_channels if first else growth
+        return binary_dense_unit(width, growth, shortcut=inner_shortcut and not first, **binary)
+
+    return FractalUnit(columns, layer, join=join, merged=merged, drop_path=drop_path)
+
+
+class DenseFractalNet(GlobalDropPath, DenseNet):
+    """A :class:`~leanconv.models.dense.DenseNet` of :func:`dense_fractal_unit`. Args: global_drop_path, as above."""
+
+    def __init__(self, *args: Any, columns: int = 2, global_drop_path: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(*args, columns=columns, **kwargs)
+        self.set_global_drop_path(columns, global_drop_path)
 
 
 _PAPER = {"paper_ids": "arXiv:2009.05317", "paper_name": "SoFAr (our reconstruction)"}
 _IMAGENET = ("rf_c4d8_resnet37", "rf_c2d2_resnet21", "rf_c3d4_resnet21", "rf_c3d4_resnet37", "rf_c4d8_resnet37_w52")
 _CIFAR = ("rf_c2d2_resnet21_cifar", "rf_c3d4_resnet21_cifar", "rf_c4d8_resnet37_cifar")
 
+_DENSE = {"first_conv": "stem.conv1"}
+
 default_cfgs = generate_default_cfgs(
-    {name: picture_cfg(224, **_PAPER) for name in _IMAGENET} | {name: cifar_cfg(**_PAPER) for name in _CIFAR}
+    {
+        **{name: picture_cfg(224, **_PAPER) for name in _IMAGENET},
+        **{name: cifar_cfg(**_PAPER) for name in _CIFAR},
+        "drf_c2d2_densenet51": picture_cfg(224, **_PAPER, **_DENSE),
+        "drf_c2d2_densenet51_cifar": cifar_cfg(**_PAPER, **_DENSE),
+    }
 )
 
 
+def _with(given: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    return defaults | given
+
+
 def _rf(name: str, pretrained: bool, columns: int, units: int, *, width: int, **kwargs: Any) -> nn.Module:
-    """An RF network: four stages of `units` fractal units, `width` channels in the first, doubled from stage to stage."""
+    """An RF network: four stages of `units` fractal units, `width` channels in the first, then twice as many."""
     channels = tuple(width * 2**i for i in range(4))
     return build(
-        name, pretrained, ResidualFractalBlock, (units,) * 4, channels, net=FractalNet, columns=columns, **kwargs
+        name,
+        pretrained,
+        ResidualFractalBlock,
+        (units,) * 4,
+        channels,
+        net=ResidualFractalNet,
+        columns=columns,
+        **kwargs,
     )
 
 
 @register(float_twin="resnet18")
 def rf_c4d8_resnet37(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c4d8 ResNet37(41): the published name at the cost of Bi-Real ResNet-18; 63 binary 3x3 convolutions."""
-    return _rf("rf_c4d8_resnet37", pretrained, 4, 1, **{"width": 41} | kwargs)
+    return _rf("rf_c4d8_resnet37", pretrained, 4, 1, **_with(kwargs, width=41))
 
 
 @register(float_twin="resnet18")
 def rf_c2d2_resnet21(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c2d2, two units a stage, width 64: a member of the family at about Bi-Real ResNet-18's cost [inferred]."""
-    return _rf("rf_c2d2_resnet21", pretrained, 2, 2, **{"width": 64} | kwargs)
+    return _rf("rf_c2d2_resnet21", pretrained, 2, 2, **_with(kwargs, width=64))
 
 
 @register(float_twin="resnet18")
 def rf_c3d4_resnet21(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c3d4, one unit a stage, width 59: a member of the family at about Bi-Real ResNet-18's cost [inferred]."""
-    return _rf("rf_c3d4_resnet21", pretrained, 3, 1, **{"width": 59} | kwargs)
+    return _rf("rf_c3d4_resnet21", pretrained, 3, 1, **_with(kwargs, width=59))
 
 
 @register(float_twin="resnet18")
 def rf_c3d4_resnet37(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c3d4, two units a stage, width 42: a member of the family at about Bi-Real ResNet-18's cost [inferred]."""
-    return _rf("rf_c3d4_resnet37", pretrained, 3, 2, **{"width": 42} | kwargs)
+    return _rf("rf_c3d4_resnet37", pretrained, 3, 2, **_with(kwargs, width=42))
 
 
 @register(float_twin="resnet34")
 def rf_c4d8_resnet37_w52(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c4d8 ResNet37(52): about the cost of Bi-Real ResNet-34 [inferred]."""
-    return _rf("rf_c4d8_resnet37_w52", pretrained, 4, 1, **{"width": 52} | kwargs)
+    return _rf("rf_c4d8_resnet37_w52", pretrained, 4, 1, **_with(kwargs, width=52))
 
 
 @register(float_twin="resnet18_cifar")
 def rf_c4d8_resnet37_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c4d8 ResNet37(41) for 32x32 pictures: 3x3 stem, no stem pooling."""
-    return _rf("rf_c4d8_resnet37_cifar", pretrained, 4, 1, **{"width": 41, "stem": "cifar"} | kwargs)
+    return _rf("rf_c4d8_resnet37_cifar", pretrained, 4, 1, **_with(kwargs, width=41, stem="cifar"))
 
 
 @register(float_twin="resnet18_cifar")
 def rf_c2d2_resnet21_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c2d2, two units a stage, width 64, for 32x32 pictures."""
-    return _rf("rf_c2d2_resnet21_cifar", pretrained, 2, 2, **{"width": 64, "stem": "cifar"} | kwargs)
+    return _rf("rf_c2d2_resnet21_cifar", pretrained, 2, 2, **_with(kwargs, width=64, stem="cifar"))
 
 
 @register(float_twin="resnet18_cifar")
 def rf_c3d4_resnet21_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c3d4, one unit a stage, width 59, for 32x32 pictures."""
-    return _rf("rf_c3d4_resnet21_cifar", pretrained, 3, 1, **{"width": 59, "stem": "cifar"} | kwargs)
+    return _rf("rf_c3d4_resnet21_cifar", pretrained, 3, 1, **_with(kwargs, width=59, stem="cifar"))
+
+
+def _drf(name: str, pretrained: bool, *, growth: int, **kwargs: Any) -> nn.Module:
+    """A DRF network with 6-6-6-5 units; the stem is as wide as the growth."""
+    args = {"layers": (6, 6, 6, 5), "reductions": (2.7, 2.7, 2.2), "initial_channels": growth} | kwargs
+    return build_dense(name, pretrained, dense_fractal_unit, net=DenseFractalNet, growth=growth, **args)
+
+
+@register(float_twin="densenet121")
+def drf_c2d2_densenet51(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """DRF-c2d2 DenseNet51(53): the published name at the cost of BinaryDenseNet51(32); 23 units of growth 53."""
+    return _drf("drf_c2d2_densenet51", pretrained, **_with(kwargs, growth=53, columns=2))
+
+
+@register(float_twin="resnet18_cifar")
+def drf_c2d2_densenet51_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """DRF-c2d2 DenseNet51(53) for 32x32 pictures: 3x3 stem, no stem pooling."""
+    return _drf("drf_c2d2_densenet51_cifar", pretrained, **_with(kwargs, growth=53, columns=2, stem="cifar"))

@@ -162,3 +162,10 @@ class FractalUnit(nn.Module):
 
     def extra_repr(self) -> str:
         return f"columns={self.columns}, depth={self.depth}, join={self.join}, merged={self.merged}"
+
+
+def draw_columns(x: Tensor, columns: int, share: float) -> Tensor:
+    """[N]: the one column (1..columns) that each picture goes through, 0 (all of them) for all but `share` of them."""
+    n = x.shape[0]
+    alone = torch.rand(n, device=x.device) < share
+    return torch.where(alone, torch.randint(1, columns + 1, (n,), device=x.device), 0)

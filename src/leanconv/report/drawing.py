@@ -122,7 +122,8 @@ class _Drawing:
                 f'height="{bottom:g}" role="img" aria-label="{title}">',
                 f"<style>{STYLE}</style>",
                 '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" '
-                'markerUnits="userSpaceOnUse" orient="auto"><path class="tip" d="M0 0.8 L8 4 L0 7.2 z"/></marker></defs>',
+                'markerUnits="userSpaceOnUse" orient="auto"><path class="tip" d="M0 0.8 L8 4 L0 7.2 z"/>'
+                "</marker></defs>",
                 f'<rect class="page" width="{width:g}" height="{bottom:g}"/>',
                 *self.lines,
                 *self.shapes,
@@ -141,9 +142,7 @@ class _Drawing:
         self._line([(self.trunk, start), (x, start), (x, top)], tip=True)
         if shortcut:
             branch, add, side = top - 12, below + 14, x + BOX_WIDTH / 2 + 18
-            self._line(
-                [(x, branch), (side, branch), (side, add), (x + ADD_RADIUS, add)], tip=True, style="shortcut"
-            )
+            self._line([(x, branch), (side, branch), (side, add), (x + ADD_RADIUS, add)], tip=True, style="shortcut")
             self._line([(x, below), (x, add)])
             self.shapes.append(f'<circle class="add" cx="{x:g}" cy="{add:g}" r="{ADD_RADIUS}"/>')
             self.shapes.append(f'<path class="line" d="M{x - 4:g} {add:g} h8 M{x:g} {add - 4:g} v8"/>')

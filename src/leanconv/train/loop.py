@@ -1,4 +1,4 @@
-"""The training loop: flat, in phases, epochs and steps; everything random drawn from the recipe's seed and the place."""
+"""The training loop, in phases, epochs and steps; everything random is drawn from the recipe's seed and the place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from leanconv.nn import real_weights
-from leanconv.preprocess import Preprocessing
 from leanconv.program import write_atomic
 from leanconv.train import checkpoint, state
 from leanconv.train.batches import Share
@@ -375,7 +374,7 @@ class Run:
         if self.accelerator.num_processes == 1:
             return list(values)
         reduced = self.accelerator.reduce(torch.tensor(values, device=self.device), reduction="mean")
-        return [float(value) for value in reduced]  # type: ignore[union-attr]
+        return [float(value) for value in reduced]
 
     def _check_finite(self) -> None:
         if not math.isfinite(self.at.loss):

@@ -142,7 +142,8 @@ class Recipe(_Section):
     clip_gradient: float | None = Field(default=None, gt=0, description="largest norm of the whole gradient")
     schedule: Literal["cosine", "linear", "constant", "step", "multistep", "poly"] = "cosine"
     schedule_args: dict[str, Any] = Field(
-        default_factory=dict, description="of timm's scheduler: min_lr, k_decay, power, decay_epochs, decay_milestones, decay_rate"
+        default_factory=dict,
+        description="of timm's scheduler: min_lr, k_decay, power, decay_epochs, decay_milestones, decay_rate",
     )
     warmup_epochs: float = Field(default=0.0, ge=0)
     real_weights_first: RealWeightsFirst | None = None

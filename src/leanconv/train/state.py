@@ -85,4 +85,6 @@ def load(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise StateError(f"{path}: no such file: there is no run to resume; leave out --resume to start one") from None
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise StateError(f"{path}: not the state of a run, or damaged ({error}); start again without --resume") from None
+        raise StateError(
+            f"{path}: not the state of a run, or damaged ({error}); start again without --resume"
+        ) from None

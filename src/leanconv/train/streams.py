@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -156,6 +157,22 @@ def _start_worker(number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent decides what it means
 
 
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _start(loader: Any) -> Iterator[Any]:
+    """``iter(loader)`` without PyTorch's handler of SIGCHLD. That raises an error about a lost worker wherever the main
+    thread happens to be; without it the error comes from waiting for the worker's batch, where it can be caught.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    started = iter(loader)
+    signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
+    return started
+
+
 def read_batches(
     split: StreamedSplit,
     batches: Sequence[Sequence[int]],
@@ -179,18 +196,18 @@ def read_batches(
             pin_memory=on_gpu,
             generator=torch.Generator(),  # so that the global one is left alone
         )
-        started = iter(loader)
+        started = _start(loader)
     try:
         for batch in started:
             if isinstance(batch, str):
                 raise DataError(batch)
             images, labels = batch
             yield images.to(device, non_blocking=on_gpu), labels.to(device, non_blocking=on_gpu)
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two where a batch was on its way
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
         raise DataError(
-            f"a process that reads pictures was killed ({str(error).splitlines()[0]}); where memory or /dev/shm ran "
+            f"a process that reads pictures was killed ({_line(error)}); where memory or /dev/shm ran "
             "out, enlarge it or lower `workers` (0: read in the main process)"
         ) from None
 
