@@ -46,8 +46,8 @@ def latency(results: list[dict[str, Any]]) -> str:
     for r in results:
         by_machine[machine(r)].append(r)
     note = (
-        "Medians of interleaved repeats in one run, batch 1 unless said; leanconv runs the 1-bit network with real-valued "
-        "layers in fp32, the others its float twin."
+        "Medians of interleaved repeats in one run, batch 1 unless said; leanconv runs the 1-bit network with "
+        "real-valued layers in fp32, the others its float twin."
     )
     return "\n\n".join([*(latency_on(name, rows) for name, rows in by_machine.items()), note])
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <limits>
 #include <random>
 
 #include "check.h"
@@ -166,4 +167,85 @@ TEST(elementwise_signs_write_whole_words_and_no_more) {
             }
         });
     }
+}
+
+TEST(elementwise_signs_with_scales_of_one_map) {
+    for (int channels : {5, 32, 41, 70})
+        for (int pixels : {1, 3, 4, 9}) {
+            const int words = (channels + 31) / 32, padded = block_count(channels) * kBlock, stride = channels + 7;
+            const auto input = filled<float>(static_cast<size_t>(pixels * stride), random_float);
+            const auto scale = filled<float>(static_cast<size_t>(padded), random_float);
+            const auto bias = filled<float>(static_cast<size_t>(padded), random_float);
+            each_isa([&](const Kernels& kernels) {
+                std::vector<int32_t> offset;
+                for (int p = 0; p < pixels; ++p) offset.push_back(p * words);
+                std::vector<std::vector<uint32_t>> bits(4, std::vector<uint32_t>(static_cast<size_t>(pixels * words), 0xdeadbeefu));
+                std::vector<Step> signs(4);
+                for (size_t i = 0; i < signs.size(); ++i) {
+                    signs[i].kind = StepKind::sign;
+                    signs[i].scale = i & 1 ? scale.data() : nullptr;
+                    signs[i].bias = i & 2 ? bias.data() : nullptr;
+                    signs[i].bits = bits[i].data();
+                    signs[i].bit_offset = offset.data();
+                }
+                const Epilogue epilogue{signs.data(), 4, channels};
+                kernels.elementwise({input.data(), stride, channels, &epilogue}, 0, pixels);
+                for (size_t i = 0; i < signs.size(); ++i)
+                    for (int p = 0; p < pixels; ++p)
+                        for (int c = 0; c < words * 32; ++c) {
+                            bool want = false;
+                            if (c < channels) {
+                                float x = input[static_cast<size_t>(p * stride + c)];
+                                if (i & 1) x *= scale[static_cast<size_t>(c)];
+                                if (i & 2) x += bias[static_cast<size_t>(c)];
+                                want = x >= 0;
+                            }
+                            CHECK((bits[i][static_cast<size_t>(p * words + c / 32)] >> (c % 32) & 1) == want);
+                        }
+            });
+        }
+}
+
+TEST(pooling_scales_what_it_reads) {
+    constexpr int kHeight = 5, kWidth = 6;
+    for (int channels : {3, 16, 41, 64, 70})
+        for (PoolKind kind : {PoolKind::max, PoolKind::avg}) {
+            const int padded = block_count(channels) * kBlock, stride = channels + 5;
+            const auto input = filled<float>(static_cast<size_t>(kHeight * kWidth * stride), random_float);
+            const auto scale = filled<float>(static_cast<size_t>(padded), random_float);
+            const auto bias = filled<float>(static_cast<size_t>(padded), random_float);
+            each_isa([&](const Kernels& kernels) {
+                std::vector<float> out(static_cast<size_t>(4 * channels), kGuard);
+                Step store;
+                store.kind = StepKind::store;
+                store.real = out.data();
+                store.pixel_stride = channels;
+                const Epilogue epilogue{&store, 1, channels};
+                PoolArgs a{};
+                a.kind = kind;
+                a.input = input.data();
+                a.pixel_stride = stride;
+                a.height = kHeight;
+                a.width = kWidth;
+                a.channels = channels;
+                a.out_width = 2;
+                for (int i = 0; i < 2; ++i) a.kernel[i] = a.stride[i] = i + 2, a.dilation[i] = 1;
+                a.scale = scale.data();
+                a.bias = bias.data();
+                a.epilogue = &epilogue;
+                kernels.pool(a, 0, 4);
+                for (int p = 0; p < 4; ++p)
+                    for (int c = 0; c < channels; ++c) {
+                        float best = -std::numeric_limits<float>::infinity(), sum = 0;
+                        for (int y = p / 2 * 2; y < p / 2 * 2 + 2; ++y)
+                            for (int x = p % 2 * 3; x < p % 2 * 3 + 3; ++x) {
+                                float v = input[static_cast<size_t>((y * kWidth + x) * stride + c)] * scale[static_cast<size_t>(c)];
+                                v += bias[static_cast<size_t>(c)];
+                                best = std::max(best, v);
+                                sum += v;
+                            }
+                        CHECK(out[static_cast<size_t>(p * channels + c)] == (kind == PoolKind::max ? best : sum / 6));
+                    }
+            });
+        }
 }

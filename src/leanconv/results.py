@@ -205,7 +205,7 @@ def differences(runs: Iterable[Run], arm: str, baseline: str) -> list[Difference
         of_arm, of_baseline = by_arm.get(arm, {}), by_arm.get(baseline, {})
         models = [(model, model) for model in sorted(of_arm.keys() & of_baseline.keys())]
         if not models and len(of_arm) == len(of_baseline) == 1:
-            models = [(*of_arm, *of_baseline)]
+            models = [(next(iter(of_arm)), next(iter(of_baseline)))]
         for model, other in models:
             seeds = sorted(of_arm[model].keys() & of_baseline[other].keys())
             if seeds:
@@ -225,7 +225,7 @@ def _spread(values: list[float]) -> tuple[float, float | None, tuple[float, floa
     mean = statistics.mean(values)
     if len(values) < 2:
         return mean, None, None
-    from scipy.stats import t
+    from scipy.stats import t  # type: ignore[import-untyped]
 
     deviation = statistics.stdev(values)
     reach = float(t.ppf(0.975, len(values) - 1)) * deviation / len(values) ** 0.5

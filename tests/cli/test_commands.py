@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from leanconv.shipped import weights
+
 INFO_KEYS = {
     "parameters_binary",
     "parameters_real",
@@ -24,7 +26,7 @@ INFO_KEYS = {
 
 def test_help_and_version(leanconv):
     text = leanconv("--help").stdout
-    for command in ("demo", "train", "eval", "compile", "export", "run", "info", "bench", "list"):
+    for command in ("demo", "train", "eval", "compile", "export", "run", "info", "bench", "results", "list"):
         assert f" {command} " in text
         assert "Usage" in leanconv(command, "--help").stdout
     assert leanconv("--version").stdout.startswith("leanconv ")
@@ -77,7 +79,7 @@ def test_run_goes_on_after_an_unreadable_picture(leanconv, packed, pictures, tmp
 def test_info(leanconv, what, packed, checkpoint):
     target = {"checkpoint": checkpoint, "packed": packed, "name": "bireal_digits"}[what]
     counts = json.loads(leanconv("info", target, "--json").stdout)
-    assert set(counts) == INFO_KEYS
+    assert set(counts) >= INFO_KEYS | {"layers", "size", "stem"}
     assert counts["ops"] == pytest.approx(counts["macs_real"] + counts["macs_binary"] / 64)
     assert counts["parameters_binary"] % 9 == 0 and counts["parameters_binary"] > counts["parameters_real"]
     assert 0 < counts["ops_without_stem"] < counts["ops"]
@@ -136,6 +138,12 @@ def test_list(leanconv):
     twins = {model["name"]: model["float_twin"] for model in listed["models"]}
     assert twins["bireal_resnet18"] == "resnet18"
     assert "digits/bireal_digits" in listed["recipes"] and "digits" in listed["data"]
+    assert listed["weights"] == {name: path.stat().st_size for name, path in weights().items()}
+    lines = [line.split() for line in leanconv("list").stdout.splitlines()]
+    stated = listed["recipes"]["digits/bireal_digits"]["expect"]["top1"]
+    assert ["digits/bireal_digits", "top-1", f"{stated:.4f}"] in lines
+    published = listed["recipes"]["imagenet/bireal_resnet18"]["published"]["top1"]
+    assert ["imagenet/bireal_resnet18", "published", "top-1", f"{published:.4f},", "not", "yet", "measured"] in lines
 
 
 def test_python_m_leanconv():

@@ -55,10 +55,13 @@ def test_operations_of_the_published_names(name, size, millions):
         ("rf_c3d4_resnet21", "bireal_resnet18"),
         ("rf_c3d4_resnet37", "bireal_resnet18"),
         ("rf_c4d8_resnet37_w52", "bireal_resnet34"),
+        ("rf_c2d2_resnet16_cifar", "bireal_resnet20_cifar"),
     ],
 )
 def test_the_family_keeps_the_budget(name, baseline):
-    assert operations(name, 224)[0] == pytest.approx(operations(baseline, 224)[0], rel=0.02)
+    size = 32 if "cifar" in name else 224
+    args = {"num_classes": 10} if size == 32 else {}
+    assert operations(name, size, **args)[0] == pytest.approx(operations(baseline, size, **args)[0], rel=0.02)
 
 
 def test_width_is_free():

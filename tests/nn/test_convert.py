@@ -198,6 +198,13 @@ class Plain(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
 
 
+class Halved(nn.Conv2d):
+    """A layer without a bias, whose weight is not what it replaces had."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1):
+        super().__init__(in_channels, out_channels // 2, kernel_size, stride, padding, dilation, groups, bias=False)
+
+
 def test_layers_of_other_authors():
     model = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1))
     x = torch.randn(1, 2, 5, 5)
@@ -209,6 +216,10 @@ def test_layers_of_other_authors():
     assert type(net.body[1]) is nn.Conv2d  # all or nothing
     with pytest.raises(ConvertError, match=r"layer body\.1 has dilation="):
         convert(net, Plain, skip=["body.0"])
+    with pytest.raises(ConvertError, match=r"layer 0: Halved has a weight of another shape"):
+        convert(nn.Sequential(*net.body), Halved, skip=["1"])
+    with pytest.raises(ConvertError, match="layer stem has bias=True, which Halved lacks"):
+        convert(net, Halved, only=["stem"], skip=())
     with pytest.raises(ConvertError, match="BatchNorm2d does not say what it replaces"):
         convert(net, nn.BatchNorm2d)
 

@@ -89,7 +89,10 @@ def train(
 def evaluate(
     model: Annotated[Path, typer.Argument(metavar="CHECKPOINT|MODEL.lconv")],
     data: Annotated[
-        str, typer.Option("--data", metavar="SPEC", help="digits, npz:PATH, imagefolder:PATH, torchvision:NAME:ROOT")
+        str,
+        typer.Option(
+            "--data", metavar="SPEC", help="digits, npz:PATH, imagefolder:PATH, webdataset:PATH, torchvision:NAME:ROOT"
+        ),
     ],
     against: Annotated[
         Path | None,

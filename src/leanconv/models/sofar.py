@@ -159,7 +159,7 @@ class DenseFractalNet(GlobalDropPath, DenseNet):
 
 _PAPER = {"paper_ids": "arXiv:2009.05317", "paper_name": "SoFAr (our reconstruction)"}
 _IMAGENET = ("rf_c4d8_resnet37", "rf_c2d2_resnet21", "rf_c3d4_resnet21", "rf_c3d4_resnet37", "rf_c4d8_resnet37_w52")
-_CIFAR = ("rf_c2d2_resnet21_cifar", "rf_c3d4_resnet21_cifar", "rf_c4d8_resnet37_cifar")
+_CIFAR = ("rf_c2d2_resnet21_cifar", "rf_c3d4_resnet21_cifar", "rf_c4d8_resnet37_cifar", "rf_c2d2_resnet16_cifar")
 
 _DENSE = {"first_conv": "stem.conv1"}
 
@@ -177,14 +177,16 @@ def _with(given: dict[str, Any], **defaults: Any) -> dict[str, Any]:
     return defaults | given
 
 
-def _rf(name: str, pretrained: bool, columns: int, units: int, *, width: int, **kwargs: Any) -> nn.Module:
-    """An RF network: four stages of `units` fractal units, `width` channels in the first, then twice as many."""
-    channels = tuple(width * 2**i for i in range(4))
+def _rf(
+    name: str, pretrained: bool, columns: int, units: int, *, width: int, stages: int = 4, **kwargs: Any
+) -> nn.Module:
+    """An RF network: stages of `units` fractal units, `width` channels in the first, then twice as many."""
+    channels = tuple(width * 2**i for i in range(stages))
     return build(
         name,
         pretrained,
         ResidualFractalBlock,
-        (units,) * 4,
+        (units,) * stages,
         channels,
         net=ResidualFractalNet,
         columns=columns,
@@ -238,6 +240,13 @@ def rf_c2d2_resnet21_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module
 def rf_c3d4_resnet21_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c3d4, one unit a stage, width 59, for 32x32 pictures."""
     return _rf("rf_c3d4_resnet21_cifar", pretrained, 3, 1, **_with(kwargs, width=59, stem="cifar"))
+
+
+@register(float_twin="resnet20_cifar")
+def rf_c2d2_resnet16_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """RF-c2d2 at the cost of Bi-Real ResNet-20: three stages of two units, widths 18, 36, 72, for 32x32 pictures. Ours:
+    the paper's budgets are those of larger networks."""
+    return _rf("rf_c2d2_resnet16_cifar", pretrained, 2, 2, **_with(kwargs, width=18, stages=3, stem="cifar"))
 
 
 def _drf(name: str, pretrained: bool, *, growth: int, **kwargs: Any) -> nn.Module:

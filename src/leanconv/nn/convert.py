@@ -203,10 +203,12 @@ def _replacement(name: str, old: nn.Module, layer: type[nn.Module], arguments: d
         raise
     except (TypeError, ValueError) as error:
         raise ConvertError(f"layer {name or '(the model itself)'}: {layer.__name__} cannot be made ({error})") from None
-    weight, bias = old.weight, old.bias
-    new.to(device=weight.device, dtype=weight.dtype)  # type: ignore[arg-type]
+    weight: Any = old.weight
+    new.to(device=weight.device, dtype=weight.dtype)
     if make is None:
-        new.weight, new.bias = weight, bias
+        if getattr(new, "weight", weight).shape != weight.shape:
+            raise ConvertError(f"layer {name}: {layer.__name__} has a weight of another shape; give it a from_layer()")
+        new.weight, new.bias = weight, old.bias
     return new.train(old.training)
 
 
@@ -217,7 +219,7 @@ def _constructor(name: str, old: nn.Module, layer: type[nn.Module]) -> dict[str,
     defaults = inspect.signature(_source(layer)).parameters
     given = {key: getattr(old, key) for key in ARGUMENTS[_source(layer)]} | {"bias": old.bias is not None}
     for key in [k for k in given if k not in takes and not anything]:
-        value, default = given.pop(key), defaults[key].default
+        value, default = given.pop(key), False if key == "bias" else defaults[key].default
         plain = value == default or (isinstance(value, tuple) and set(value) == {default})
         if not plain:
             raise ConvertError(f"layer {name} has {key}={value}, which {layer.__name__} lacks; add its name to skip")

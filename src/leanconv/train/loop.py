@@ -34,7 +34,7 @@ from leanconv.train.setup import create_model, read_data
 from leanconv.train.stop import Stopped, StopSignal
 from leanconv.train.streams import training_batches
 
-from timm.utils import ModelEmaV3  # isort: skip
+from timm.utils import ModelEmaV3, distribute_bn  # isort: skip
 
 
 class TrainingError(ValueError):
@@ -123,7 +123,8 @@ class Run:
         self.writes = accelerator.is_main_process
         if saved is not None:
             _check_same(recipe, saved, out)
-        data, rules = read_data(recipe)
+        with accelerator.local_main_process_first():  # what reading leaves on disk is made once
+            data, rules = read_data(recipe)
         self.rules = rules
         self.train_split, self.test_split, self.split_name = _splits(data, recipe)
         channels = rules.input_size[0]
@@ -392,6 +393,8 @@ class Run:
 
     def _refresh_measured(self) -> None:
         source = self.average.module if self.average is not None else self.model
+        if self.accelerator.num_processes > 1:  # each process has batch norm statistics of its own: take their means
+            distribute_bn(source, self.accelerator.num_processes, reduce=True)
         self.measured.load_state_dict(source.state_dict())
 
     def _row(self, kind: str, **values: float) -> Row:

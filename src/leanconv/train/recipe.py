@@ -22,9 +22,9 @@ class _Section(BaseModel):
 class Augment(_Section):
     """Random changes of the training pictures, drawn anew for each picture and epoch.
 
-    `shift`, `rotate`, `scale`, `flip` and `erase` change whole batches on the device; `crop`, `color_jitter` and
-    `auto_augment` are timm's transforms of single pictures and need data that is read picture by picture.
-    `mixup` and `cutmix` mix pictures and their labels (timm's).
+    `shift`, `rotate`, `scale`, `flip`, `erase` and `crop` change whole batches on the device where the data is in
+    memory; `color_jitter` and `auto_augment`, timm's transforms of single pictures, need data that is read picture by
+    picture. `mixup` and `cutmix` mix pictures and their labels (timm's).
     """
 
     shift: float = Field(default=0.0, ge=0, description="largest move in pixels; beyond the border is black")
