@@ -71,7 +71,11 @@ def test_archives_hold_what_they_should(built):
         names = wheel.namelist()
         metadata = wheel.read(next(name for name in names if name.endswith("METADATA"))).decode()
     assert any(name.startswith("leanconv/_core.") for name in names)
-    assert {"leanconv/py.typed", "leanconv/recipes/digits/bireal_digits.yaml"} <= set(names)
+    assert {
+        "leanconv/py.typed",
+        "leanconv/recipes/digits/bireal_digits.yaml",
+        "leanconv/weights/bireal_digits.lconv",
+    } <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests", "native", "results"))]
     required = [

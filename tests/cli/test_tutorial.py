@@ -14,6 +14,8 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 
+from leanconv.shipped import recipe_path
+
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -92,6 +94,12 @@ def test_own_pictures(tmp_path):
     assert by_command == by_python and len(pictures) == 30
     right = sum(path.split("/")[2] == kind for path, kind in by_command.items())
     assert right == round(trained["top1"] * 30)
+
+
+def test_the_recipe_of_own_pictures_is_the_one_that_ships():
+    shown = next(text for _, text in blocks("own-pictures.md") if "<<END" in text)
+    body = shown.partition("<<END\n")[2].removesuffix("END\n")
+    assert yaml.safe_load(body) == yaml.safe_load(recipe_path("flowers/bireal_resnet20_cifar").read_text())
 
 
 @pytest.mark.slow

@@ -244,8 +244,8 @@ def test_names():
     assert all(timm.is_model(name) and name in timm.list_models() for name in NAMES)
     with pytest.raises(ValueError, match="did you mean 'bireal_resnet18'"):
         float_twin("bireal_resnet_18")
-    with pytest.raises(RuntimeError, match="No pretrained weights exist for bireal_digits") as error:
-        timm.create_model("bireal_digits", pretrained=True)
+    with pytest.raises(models.WeightsError, match="no pretrained weights ship for 'bireal_resnet34'") as error:
+        timm.create_model("bireal_resnet34", pretrained=True)
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="unknown stem 'vgg'"):
         timm.create_model("bireal_digits", stem="vgg")

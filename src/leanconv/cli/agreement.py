@@ -10,19 +10,22 @@ import numpy as np
 
 from leanconv.cli.errors import CommandError
 from leanconv.extras import need
+from leanconv.shipped import packed_path
 
 EXPLAINED = 100  # pictures at most whose difference is traced
 
 
-def agreement(packed: Path, checkpoint: Path, spec: str, threads: int | None, json: bool) -> None:
+def agreement(text: Path, checkpoint: Path, spec: str, threads: int | None, json: bool) -> None:
     """Compare a packed file with the checkpoint that it was compiled from, on the test split of a data set."""
     need("`leanconv eval --against`", "train", "torch", "timm")
+    packed = packed_path(text)
     if packed.suffix != ".lconv":
         raise CommandError(f"{packed}: --against compares a packed file (.lconv) with its checkpoint")
     import torch
 
     from leanconv import engine
     from leanconv.compiler.differences import explain_differences
+    from leanconv.models.packed_state import without_state
     from leanconv.networks import from_checkpoint
     from leanconv.preprocess import normalize
     from leanconv.program import Program
@@ -30,7 +33,7 @@ def agreement(packed: Path, checkpoint: Path, spec: str, threads: int | None, js
 
     network = from_checkpoint(checkpoint)
     again, _ = network.compile(verify=False)
-    program = Program.load(packed)
+    program = without_state(Program.load(packed))
     if [(op.kind, op.name) for op in program.ops] != [(op.kind, op.name) for op in again.ops] or any(
         not np.array_equal(again.tensors[name], tensor) for name, tensor in program.tensors.items()
     ):

@@ -87,7 +87,7 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="CHECKPOINT|MODEL.lconv")],
+    model: Annotated[Path, typer.Argument(metavar="CHECKPOINT|MODEL.lconv|NAME")],
     data: Annotated[
         str,
         typer.Option(
@@ -126,7 +126,12 @@ def compile_(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(metavar="NAME|CHECKPOINT", help="A checkpoint, or a model name (untrained).")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|CHECKPOINT", help="A checkpoint, or a model name (trained where its weights ship)."
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="MODEL.onnx")],
 ) -> None:
     """Write ONNX with standard operators and a dynamic batch."""
@@ -137,7 +142,7 @@ def export(
 
 @app.command()
 def run(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.lconv")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL.lconv|NAME")],
     pictures: Annotated[list[Path], typer.Argument(metavar="IMAGE|FOLDER...")],
     top: Annotated[int, typer.Option("--top", min=1, help="How many classes a picture.")] = 5,
     json: Json = False,
