@@ -169,8 +169,10 @@ def tables(sources: Sources) -> str:
     others = [s for s in summarise(sources.runs) if s.group not in shown and s.split == "test"]
     if others:
         parts.append("### Other trained networks\n\n" + trained_table(others))
-    names = {shipped.model for shipped in sources.shipped} | {run.model for run in sources.runs}
-    waiting = {name: recipe for name, recipe in sources.recipes.items() if recipe.model not in names}
+    known = {(run.study, run.model) for run in sources.runs} | {(sources.data(s), s.model) for s in sources.shipped}
+    waiting = {
+        name: recipe for name, recipe in sources.recipes.items() if (name.partition("/")[0], recipe.model) not in known
+    }
     if waiting:
         parts.append("### Recipe only\n\n" + recipe_table(waiting))
     return "\n\n".join(parts) or "Nothing was trained yet."

@@ -10,13 +10,13 @@ results/*.csv          one row a training run: study,model,arm,seed,top1_percent
 
 from __future__ import annotations
 
-import csv
 import json
-import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+from leanconv.results import Summary, read, summarise
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- figures: begin (benchmarks/readme_table.py) -->", "<!-- figures: end -->"
@@ -91,17 +91,15 @@ def demo(summary: dict[str, float]) -> str:
     return table([f"`make demo` (digits, {s['seconds']:.0f} s)", "top-1", "bytes", "one picture"], rows)
 
 
-def accuracy(rows: list[dict[str, str]]) -> str:
-    """Mean and deviation over the seeds of each trained network."""
-    groups: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    for row in rows:
-        groups[row["study"], row["model"], row["arm"]].append(float(row["top1_percent"]))
+def accuracy(summaries: list[Summary]) -> str:
+    """Mean and deviation over the seeds of each trained network; validation splits are left out."""
     lines = []
-    for (study, model, arm), values in sorted(groups.items()):
-        deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        name = f"{model} ({arm})" if arm else model
-        lines.append([f"{study}: {name}", f"{statistics.mean(values):.2f}{deviation}", str(len(values))])
-    return table(["trained network", "top-1 %", "seeds"], lines)
+    for s in summaries:
+        if s.split != "test":
+            continue
+        deviation = f" ± {s.deviation:.2f}" if s.deviation is not None else ""
+        lines.append([f"{s.study}: {s.model} ({s.arm})", f"{s.mean:.2f}{deviation}", str(s.epochs), str(len(s.seeds))])
+    return table(["trained network", "top-1 %", "epochs", "seeds"], lines)
 
 
 def figures(results: Path) -> str:
@@ -112,9 +110,9 @@ def figures(results: Path) -> str:
         parts.append(latency(benches))
     if (results / "demo.json").exists():
         parts.append(demo(json.loads((results / "demo.json").read_text())))
-    rows = [row for path in sorted(results.glob("*.csv")) for row in csv.DictReader(path.open(newline=""))]
-    if rows:
-        parts.append(accuracy(rows))
+    summaries = summarise(read(results)) if any(results.glob("*.csv")) else []
+    if summaries:
+        parts.append(accuracy(summaries))
     return "\n\n".join(parts) or "Nothing was measured yet: results/ is empty."
 
 

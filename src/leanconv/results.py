@@ -225,7 +225,7 @@ def _spread(values: list[float]) -> tuple[float, float | None, tuple[float, floa
     mean = statistics.mean(values)
     if len(values) < 2:
         return mean, None, None
-    from scipy.stats import t  # type: ignore[import-untyped]
+    from scipy.stats import t
 
     deviation = statistics.stdev(values)
     reach = float(t.ppf(0.975, len(values) - 1)) * deviation / len(values) ** 0.5

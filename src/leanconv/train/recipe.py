@@ -102,7 +102,7 @@ class Expect(_Section):
     top1: float = Field(ge=0, le=1, description="mean over the seeds, on the test split")
     deviation: float | None = Field(default=None, ge=0, description="standard deviation over the seeds")
     seeds: list[int] = Field(default_factory=list)
-    at_least: float = Field(ge=0, le=1)
+    at_least: float = Field(ge=0, le=1, description="the lowest top-1 that counts as reproduced")
 
 
 class Published(_Section):
@@ -117,7 +117,9 @@ class Recipe(_Section):
     """One training run. Unknown keys are refused."""
 
     model: str = Field(description="a name that timm.create_model knows, ours included")
-    model_args: dict[str, Any] = Field(default_factory=dict)
+    model_args: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of the network, over those that the data decides"
+    )
     pretrained: bool = Field(default=False, description="start from the weights that ship with the model")
     start_from: str | None = Field(default=None, description="start from the tensors of a checkpoint that fit by name")
     convert: Convert | None = None
@@ -128,33 +130,39 @@ class Recipe(_Section):
     validation: float = Field(
         0.0, ge=0, lt=1, description="part of the training set to hold out and evaluate on; 0: the test set"
     )
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="decides every random draw")
     epochs: int = Field(ge=1)
     batch_size: int = Field(default=64, ge=1, description="pictures a step, over all processes")
     accumulate: int = Field(default=1, ge=1, description="parts in which each process computes its share of a step")
     optimizer: str = Field(default="adam", description="a name that timm.optim knows")
-    optimizer_args: dict[str, Any] = Field(default_factory=dict)
+    optimizer_args: dict[str, Any] = Field(default_factory=dict, description="further arguments of the optimizer")
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(
         0.0, ge=0, description="on real-valued weights only: never on binary weights, biases, batch norms"
     )
     binary_weights: BinaryWeights = BinaryWeights()
     clip_gradient: float | None = Field(default=None, gt=0, description="largest norm of the whole gradient")
-    schedule: Literal["cosine", "linear", "constant", "step", "multistep", "poly"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "step", "multistep", "poly"] = Field(
+        default="cosine", description="of the learning rate; see schedule_args"
+    )
     schedule_args: dict[str, Any] = Field(
         default_factory=dict,
         description="of timm's scheduler: min_lr, k_decay, power, decay_epochs, decay_milestones, decay_rate",
     )
-    warmup_epochs: float = Field(default=0.0, ge=0)
+    warmup_epochs: float = Field(default=0.0, ge=0, description="a straight rise of the learning rate at first")
     real_weights_first: RealWeightsFirst | None = None
     teacher: Teacher | None = None
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the target that is spread over all classes"
+    )
     augment: Augment = Augment()
     ema: float | None = Field(
         default=None, gt=0, lt=1, description="decay of an average of the weights, which is then what is evaluated"
     )
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    channels_last: bool = False
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="of the forward pass; weights stay in fp32"
+    )
+    channels_last: bool = Field(default=False, description="memory layout, often faster")
     compile: bool = Field(default=False, description="torch.compile: faster steps, half a minute to start")
     workers: int = Field(default=4, ge=0, description="processes that read pictures; data in memory needs none")
     log_steps: int = Field(default=50, ge=1, description="steps between two lines of the log")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import signal
 import threading
 import warnings
@@ -190,7 +191,7 @@ def read_batches(
         loader: Any = DataLoader(
             _Reader(split, transform),  # type: ignore[arg-type]
             batch_sampler=batches,  # type: ignore[arg-type]
-            num_workers=min(split.workers, len(batches) // 2),
+            num_workers=min(split.workers, len(batches) // 2, os.cpu_count() or 1),
             collate_fn=_collate,
             worker_init_fn=_start_worker,
             pin_memory=on_gpu,
