@@ -58,9 +58,12 @@ def without_folders(entry: Any) -> Any:
     return re.sub(r"(^|:)/(?:[^/]*/)*", r"\1", entry) if isinstance(entry, str) else entry
 
 
-def packed(path: Path) -> tuple[str, Program]:
+def packed(path: Path, classes: list[str] | None) -> tuple[str, Program]:
     """The name and the file of a checkpoint, with the state for PyTorch. Raises CommandError."""
     network = from_checkpoint(path)
+    if classes is not None and len(classes) != len(network.classes or []):
+        raise CommandError(f"--classes: {len(classes)} names for {len(network.classes or [])} classes")
+    network.classes = classes or network.classes
     check_shippable(path, network)
     network.training["recipe"] = without_folders(network.training.get("recipe"))
     program, verification = network.compile()
@@ -89,9 +92,9 @@ def check_restored(name: str, file: Path, original: Network) -> None:
         raise CommandError(f"{file}: outputs of the restored network differ by up to {float((a - b).abs().max()):.1e}")
 
 
-def ship(path: Path, folder: Path) -> None:
-    """One checkpoint into `folder`."""
-    name, program = packed(path)
+def ship(path: Path, folder: Path, classes: list[str] | None = None) -> None:
+    """One checkpoint into `folder`; `classes`: names in the place of those that the training data gave."""
+    name, program = packed(path, classes)
     with tempfile.TemporaryDirectory() as temporary:
         trial = Path(temporary) / "trial.lconv"
         size = program.save(trial)
@@ -106,11 +109,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=shipped.WEIGHTS, metavar="FOLDER")
+    parser.add_argument("--classes", metavar="A,B,...", help="names, where the training data had numbers alone")
     options = parser.parse_args(arguments)
+    classes = options.classes.split(",") if options.classes else None
 
     def run() -> None:
         for path in options.checkpoints:
-            ship(path, options.out)
+            ship(path, options.out, classes)
 
     return guarded(run, debug=lambda: False)
 
