@@ -68,7 +68,10 @@ def test_yaml_round_trip(tmp_path):
         (GOOD | {"epochs": "many"}, "epochs: "),
         (GOOD | {"epochs": 0}, "epochs: input should be greater than or equal to 1, not 0"),
         (GOOD | {"learning_rate": -1}, "learning_rate: input should be greater than 0, not -1"),
-        (GOOD | {"schedule": "cosin"}, "schedule: input should be 'cosine', 'linear', 'constant', 'step', 'multistep' or 'poly', not 'cosin'"),
+        (
+            GOOD | {"schedule": "cosin"},
+            "schedule: input should be 'cosine', 'linear', 'constant', 'step', 'multistep' or 'poly', not 'cosin'",
+        ),
         ({k: v for k, v in GOOD.items() if k != "data"}, "'data' is missing"),
         ("a: [1, 2", "not valid YAML at line"),
         ("- a\n- b\n", "a recipe is a list of `key: value` entries, this is list"),
