@@ -154,7 +154,7 @@ def recipe_table(recipes: dict[str, Recipe]) -> str:
     rows = []
     for name, recipe in recipes.items():
         published = recipe.published
-        figure = f"{100 * published.top1:.1f}" if published is not None else ""
+        figure = str(published) if published is not None else ""
         source = f"{published.source} ({published.status} by us)" if published is not None else ""
         rows.append([f"`{name}`", f"`{recipe.model}`", source, figure])
     return table(["recipe", "model", "source", "its top-1 %"], rows, text=3)

@@ -29,7 +29,12 @@ GROUPS = {
     ),
     "Residual, 224x224, at the cost of Bi-Real ResNet-34": ("bireal_resnet34", "rf_c4d8_resnet37_w52"),
     "Dense, 224x224": ("binary_densenet51", "binary_densenet28", "drf_c2d2_densenet51"),
-    "Residual, 32x32": (
+    "Residual, 32x32, at the cost of Bi-Real ResNet-20": (
+        "bireal_resnet20_cifar",
+        "rf_c2d2_resnet16_cifar",
+        "rf_c3d4_resnet28_cifar",
+    ),
+    "Residual, 32x32, at the cost of Bi-Real ResNet-18": (
         "bireal_resnet18_cifar",
         "rf_c2d2_resnet21_cifar",
         "rf_c3d4_resnet21_cifar",

@@ -115,6 +115,13 @@ def test_what_differs_in_more_than_its_seed_is_not_averaged():
     assert all(s.deviation is None and s.mean == 98.67 for s in summaries)
 
 
+def test_pairs_of_models_are_of_one_arm():
+    figures = {("x", "1-bit"): 3.0, ("x", "1-bit long"): 5.0, ("y", "1-bit"): 2.0, ("y", "1-bit long"): 7.0}
+    runs = [run(model=m, arm=a, top1_percent=v) for (m, a), v in figures.items()]
+    found = differences(runs, "x", "y")
+    assert [(d.arm, d.baseline, d.mean) for d in found] == [("1-bit", "1-bit", 1.0), ("1-bit long", "1-bit long", -2.0)]
+
+
 def test_a_run_that_is_there_twice_is_refused():
     with pytest.raises(ResultsError, match=r"there twice, keep one row: .* seed 0"):
         summarise([run(), run(commit="other")])
@@ -144,7 +151,8 @@ def test_pairs_are_of_one_model_or_of_twins():
     twins = [run(model="x", arm="1-bit", top1_percent=3.0), run(model="y", arm="float", top1_percent=4.0)]
     assert [(d.model, d.baseline_model, d.mean) for d in differences(twins, "1-bit", "float")] == [("x", "y", -1.0)]
     unclear = [*twins, run(model="z", arm="float")]
-    with pytest.raises(ResultsError, match=r"no runs of the arms '1-bit' and 'float' share .*'1-bit', 'float'"):
+    assert [d.mean for d in differences(unclear, "x (1-bit)", "y")] == [-1.0]
+    with pytest.raises(ResultsError, match=r"no runs of '1-bit' and 'float' share .*'1-bit', 'float'"):
         differences(unclear, "1-bit", "float")
 
 

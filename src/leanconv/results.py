@@ -189,36 +189,48 @@ class Difference:
 
 
 def differences(runs: Iterable[Run], arm: str, baseline: str) -> list[Difference]:
-    """`arm` against `baseline` by seed, within each (study, epochs, split): for each model that has both arms or, where
-    there is none, between the only model of one arm and the only one of the other (a network and its float twin).
+    """`arm` against `baseline` by seed, within each (study, epochs, split).
+
+    Each side names an arm, a model, or one of both as ``"model (arm)"``. Two arms are compared for each model that has
+    both, two models for each arm; where nothing but one network is on either side, those two (a network and its twin).
 
     Raises: ResultsError where no two runs can be compared, MissingExtraError without scipy.
     """
     need("differences between arms", "train", "scipy")
     runs = _unique(runs)
-    groups: dict[tuple[str, int, str], dict[str, dict[str, dict[int, float]]]] = {}
+    groups: dict[tuple[str, int, str], dict[tuple[str, str], dict[int, float]]] = {}
     for run in runs:
-        by_arm = groups.setdefault((run.study, run.epochs, run.split), defaultdict(lambda: defaultdict(dict)))
-        by_arm[run.arm][run.model][run.seed] = run.top1_percent
+        networks = groups.setdefault((run.study, run.epochs, run.split), defaultdict(dict))
+        networks[run.model, run.arm][run.seed] = run.top1_percent
     found = []
-    for (study, epochs, split), by_arm in sorted(groups.items()):
-        of_arm, of_baseline = by_arm.get(arm, {}), by_arm.get(baseline, {})
-        models = [(model, model) for model in sorted(of_arm.keys() & of_baseline.keys())]
-        if not models and len(of_arm) == len(of_baseline) == 1:
-            models = [(next(iter(of_arm)), next(iter(of_baseline)))]
-        for model, other in models:
-            seeds = sorted(of_arm[model].keys() & of_baseline[other].keys())
+    for (study, epochs, split), networks in sorted(groups.items()):
+        ours, theirs = (
+            [network for network in sorted(networks) if name in sides(*network)] for name in (arm, baseline)
+        )
+        pairs = [(a, b) for a in ours for b in theirs if a != b and (a[0] == b[0] or a[1] == b[1])]
+        if not pairs and len(ours) == len(theirs) == 1:
+            pairs = [(ours[0], theirs[0])]
+        for one, other in pairs:
+            seeds = sorted(networks[one].keys() & networks[other].keys())
             if seeds:
-                values = [of_arm[model][seed] - of_baseline[other][seed] for seed in seeds]
-                spread = _spread(values)
-                found.append(Difference(study, model, arm, other, baseline, epochs, split, seeds, *spread))
+                values = [networks[one][seed] - networks[other][seed] for seed in seeds]
+                found.append(Difference(study, *one, *other, epochs, split, seeds, *_spread(values)))
     if not found:
         arms = sorted({run.arm for run in runs})
         raise ResultsError(
-            f"no runs of the arms {arm!r} and {baseline!r} share study, epochs, split and seed; "
+            f"no runs of {arm!r} and {baseline!r} share study, epochs, split and seed; "
             f"arms are: {', '.join(map(repr, arms)) or 'none'}"
         )
     return found
+
+
+def sides(model: str, arm: str) -> tuple[str, str, str]:
+    """The names by which :func:`differences` knows a network of a study.
+
+    >>> sides("bireal_resnet18", "1-bit long")
+    ('bireal_resnet18', '1-bit long', 'bireal_resnet18 (1-bit long)')
+    """
+    return model, arm, f"{model} ({arm})"
 
 
 def _spread(values: list[float]) -> tuple[float, float | None, tuple[float, float] | None]:

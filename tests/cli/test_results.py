@@ -53,7 +53,7 @@ def test_json(study, capsys):
 
 
 def test_mistakes(study, tmp_path):
-    with pytest.raises(CommandError, match=r"--pairs 1-bit,flat: expected two arms, ARM,ARM, out of '1-bit', 'float"):
+    with pytest.raises(CommandError, match=r"--pairs 1-bit,flat: expected two models or arms, .* '1-bit', 'float"):
         results([study], "1-bit,flat", False)
     with pytest.raises(ResultsError, match="no such file"):
         results([tmp_path / "none"], None, False)

@@ -56,6 +56,7 @@ def test_operations_of_the_published_names(name, size, millions):
         ("rf_c3d4_resnet37", "bireal_resnet18"),
         ("rf_c4d8_resnet37_w52", "bireal_resnet34"),
         ("rf_c2d2_resnet16_cifar", "bireal_resnet20_cifar"),
+        ("rf_c3d4_resnet28_cifar", "bireal_resnet20_cifar"),
     ],
 )
 def test_the_family_keeps_the_budget(name, baseline):

@@ -210,7 +210,9 @@ def results(
     ] = None,
     pairs: Annotated[
         str | None,
-        typer.Option("--pairs", metavar="ARM,ARM", help="How far the first arm is above the second, seed by seed."),
+        typer.Option(
+            "--pairs", metavar="ARM,ARM", help="How far the first arm or model is above the other, by seed."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

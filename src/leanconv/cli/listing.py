@@ -58,9 +58,12 @@ def _result(recipe: dict[str, Any]) -> str:
     expected, published = recipe.get("expect") or {}, recipe.get("published") or {}
     if "top1" in expected:
         return f"top-1 {expected['top1']:.4f}"
-    if "top1" in published:
-        return f"published top-1 {published['top1']:.4f}, {published.get('status', 'not yet measured')}"
-    return ""
+    if not published:
+        return ""
+    figure = (
+        f"top-1 {published['top1']:.4f}" if "top1" in published else "gain {gain:+.2f} over {over}".format(**published)
+    )
+    return f"published {figure}, {published.get('status', 'not yet measured')}"
 
 
 def _recipes() -> dict[str, dict[str, Any]]:

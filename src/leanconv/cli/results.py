@@ -10,7 +10,7 @@ from rich.table import Table
 
 from leanconv.cli.errors import CommandError
 from leanconv.cli.terminal import console
-from leanconv.results import Difference, Run, Summary, differences, read, summarise
+from leanconv.results import Difference, Run, Summary, differences, read, sides, summarise
 
 
 def results(paths: list[Path], pairs: str | None, json: bool) -> None:
@@ -45,13 +45,14 @@ def _recorded() -> Path:
 
 
 def _arms(text: str, runs: list[Run]) -> tuple[str, str]:
-    """The two arms in ``ARM,ARM``; a name may have commas itself."""
-    arms = {run.arm for run in runs}
+    """The two arms or models in ``ARM,ARM``; a name may have commas itself."""
+    named = {name for run in runs for name in sides(run.model, run.arm)}
     halves = [(text[:i], text[i + 1 :]) for i, character in enumerate(text) if character == ","]
     for arm, baseline in halves:
-        if arm.strip() in arms and baseline.strip() in arms:
+        if arm.strip() in named and baseline.strip() in named:
             return arm.strip(), baseline.strip()
-    raise CommandError(f"--pairs {text}: expected two arms, ARM,ARM, out of {', '.join(map(repr, sorted(arms)))}")
+    arms = sorted({run.arm for run in runs})
+    raise CommandError(f"--pairs {text}: expected two models or arms, ARM,ARM, out of {', '.join(map(repr, arms))}")
 
 
 def _table(summaries: list[Summary]) -> Table:

@@ -13,7 +13,7 @@ from typing import Any
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
-from leanconv.models._registry import picture_cfg, register
+from leanconv.models._registry import cifar_cfg, picture_cfg, register
 from leanconv.models.bireal import BiRealBlock
 from leanconv.models.residual import build
 from leanconv.nn import RPReLU
@@ -36,8 +36,10 @@ class ReActBlock(BiRealBlock):
         return self.act2(self.bn2(self.conv2(x)) + x)
 
 
+_PAPER = {"paper_ids": "arXiv:2003.03488", "paper_name": "ReActNet"}
+
 default_cfgs = generate_default_cfgs(
-    {"reactnet18": picture_cfg(224, paper_ids="arXiv:2003.03488", paper_name="ReActNet")}
+    {"reactnet18": picture_cfg(224, **_PAPER), "reactnet18_cifar": cifar_cfg(**_PAPER)}
 )
 
 
@@ -45,3 +47,10 @@ default_cfgs = generate_default_cfgs(
 def reactnet18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ReActNet-18: 16 binary 3x3 convolutions, ImageNet stem."""
     return build("reactnet18", pretrained, ReActBlock, (2, 2, 2, 2), (64, 128, 256, 512), **kwargs)
+
+
+@register(float_twin="resnet18_cifar")
+def reactnet18_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ReActNet-18 for 32x32 pictures: 3x3 stem, no stem pooling."""
+    args: dict[str, Any] = {"stem": "cifar"} | kwargs
+    return build("reactnet18_cifar", pretrained, ReActBlock, (2, 2, 2, 2), (64, 128, 256, 512), **args)

@@ -7,6 +7,7 @@ DRF-c2d2 DenseNet51(53)) fit the networks built here and few others; they are ou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -159,7 +160,13 @@ class DenseFractalNet(GlobalDropPath, DenseNet):
 
 _PAPER = {"paper_ids": "arXiv:2009.05317", "paper_name": "SoFAr (our reconstruction)"}
 _IMAGENET = ("rf_c4d8_resnet37", "rf_c2d2_resnet21", "rf_c3d4_resnet21", "rf_c3d4_resnet37", "rf_c4d8_resnet37_w52")
-_CIFAR = ("rf_c2d2_resnet21_cifar", "rf_c3d4_resnet21_cifar", "rf_c4d8_resnet37_cifar", "rf_c2d2_resnet16_cifar")
+_CIFAR = (
+    "rf_c2d2_resnet21_cifar",
+    "rf_c3d4_resnet21_cifar",
+    "rf_c4d8_resnet37_cifar",
+    "rf_c2d2_resnet16_cifar",
+    "rf_c3d4_resnet28_cifar",
+)
 
 _DENSE = {"first_conv": "stem.conv1"}
 
@@ -177,16 +184,14 @@ def _with(given: dict[str, Any], **defaults: Any) -> dict[str, Any]:
     return defaults | given
 
 
-def _rf(
-    name: str, pretrained: bool, columns: int, units: int, *, width: int, stages: int = 4, **kwargs: Any
-) -> nn.Module:
-    """An RF network: stages of `units` fractal units, `width` channels in the first, then twice as many."""
-    channels = tuple(width * 2**i for i in range(stages))
+def _rf(name: str, pretrained: bool, columns: int, *, width: int, units: Sequence[int], **kwargs: Any) -> nn.Module:
+    """An RF network: `units` fractal units in each stage, `width` channels in the first, then twice as many."""
+    channels = tuple(width * 2**i for i in range(len(units)))
     return build(
         name,
         pretrained,
         ResidualFractalBlock,
-        (units,) * stages,
+        units,
         channels,
         net=ResidualFractalNet,
         columns=columns,
@@ -197,56 +202,63 @@ def _rf(
 @register(float_twin="resnet18")
 def rf_c4d8_resnet37(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c4d8 ResNet37(41): the published name at the cost of Bi-Real ResNet-18; 63 binary 3x3 convolutions."""
-    return _rf("rf_c4d8_resnet37", pretrained, 4, 1, **_with(kwargs, width=41))
+    return _rf("rf_c4d8_resnet37", pretrained, 4, **_with(kwargs, width=41, units=(1, 1, 1, 1)))
 
 
 @register(float_twin="resnet18")
 def rf_c2d2_resnet21(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c2d2, two units a stage, width 64: a member of the family at about Bi-Real ResNet-18's cost [inferred]."""
-    return _rf("rf_c2d2_resnet21", pretrained, 2, 2, **_with(kwargs, width=64))
+    return _rf("rf_c2d2_resnet21", pretrained, 2, **_with(kwargs, width=64, units=(2, 2, 2, 2)))
 
 
 @register(float_twin="resnet18")
 def rf_c3d4_resnet21(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c3d4, one unit a stage, width 59: a member of the family at about Bi-Real ResNet-18's cost [inferred]."""
-    return _rf("rf_c3d4_resnet21", pretrained, 3, 1, **_with(kwargs, width=59))
+    return _rf("rf_c3d4_resnet21", pretrained, 3, **_with(kwargs, width=59, units=(1, 1, 1, 1)))
 
 
 @register(float_twin="resnet18")
 def rf_c3d4_resnet37(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c3d4, two units a stage, width 42: a member of the family at about Bi-Real ResNet-18's cost [inferred]."""
-    return _rf("rf_c3d4_resnet37", pretrained, 3, 2, **_with(kwargs, width=42))
+    return _rf("rf_c3d4_resnet37", pretrained, 3, **_with(kwargs, width=42, units=(2, 2, 2, 2)))
 
 
 @register(float_twin="resnet34")
 def rf_c4d8_resnet37_w52(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c4d8 ResNet37(52): about the cost of Bi-Real ResNet-34 [inferred]."""
-    return _rf("rf_c4d8_resnet37_w52", pretrained, 4, 1, **_with(kwargs, width=52))
+    return _rf("rf_c4d8_resnet37_w52", pretrained, 4, **_with(kwargs, width=52, units=(1, 1, 1, 1)))
 
 
 @register(float_twin="resnet18_cifar")
 def rf_c4d8_resnet37_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c4d8 ResNet37(41) for 32x32 pictures: 3x3 stem, no stem pooling."""
-    return _rf("rf_c4d8_resnet37_cifar", pretrained, 4, 1, **_with(kwargs, width=41, stem="cifar"))
+    return _rf("rf_c4d8_resnet37_cifar", pretrained, 4, **_with(kwargs, width=41, units=(1, 1, 1, 1), stem="cifar"))
 
 
 @register(float_twin="resnet18_cifar")
 def rf_c2d2_resnet21_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c2d2, two units a stage, width 64, for 32x32 pictures."""
-    return _rf("rf_c2d2_resnet21_cifar", pretrained, 2, 2, **_with(kwargs, width=64, stem="cifar"))
+    return _rf("rf_c2d2_resnet21_cifar", pretrained, 2, **_with(kwargs, width=64, units=(2, 2, 2, 2), stem="cifar"))
 
 
 @register(float_twin="resnet18_cifar")
 def rf_c3d4_resnet21_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c3d4, one unit a stage, width 59, for 32x32 pictures."""
-    return _rf("rf_c3d4_resnet21_cifar", pretrained, 3, 1, **_with(kwargs, width=59, stem="cifar"))
+    return _rf("rf_c3d4_resnet21_cifar", pretrained, 3, **_with(kwargs, width=59, units=(1, 1, 1, 1), stem="cifar"))
 
 
 @register(float_twin="resnet20_cifar")
 def rf_c2d2_resnet16_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RF-c2d2 at the cost of Bi-Real ResNet-20: three stages of two units, widths 18, 36, 72, for 32x32 pictures. Ours:
     the paper's budgets are those of larger networks."""
-    return _rf("rf_c2d2_resnet16_cifar", pretrained, 2, 2, **_with(kwargs, width=18, stages=3, stem="cifar"))
+    return _rf("rf_c2d2_resnet16_cifar", pretrained, 2, **_with(kwargs, width=18, units=(2, 2, 2), stem="cifar"))
+
+
+@register(float_twin="resnet20_cifar")
+def rf_c3d4_resnet28_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """RF-c3d4 at the cost of Bi-Real ResNet-20: three stages of two units, widths 12, 24, 48, for 32x32 pictures.
+    Ours."""
+    return _rf("rf_c3d4_resnet28_cifar", pretrained, 3, **_with(kwargs, width=12, units=(2, 2, 2), stem="cifar"))
 
 
 def _drf(name: str, pretrained: bool, *, growth: int, **kwargs: Any) -> nn.Module:

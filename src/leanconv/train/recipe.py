@@ -106,11 +106,24 @@ class Expect(_Section):
 
 
 class Published(_Section):
-    """What the source reports for this network and schedule; not our measurement."""
+    """What the source reports for this network and schedule, as `top1` or as a `gain` `over` another network; not our
+    measurement."""
 
-    top1: float = Field(ge=0, le=1)
+    top1: float | None = Field(default=None, ge=0, le=1)
+    gain: float | None = Field(default=None, description="in points of top-1, where the source states that alone")
+    over: str | None = Field(default=None, description="the recipe of the network that the gain is measured against")
     source: str
     status: Literal["not yet measured", "measured"] = "not yet measured"
+
+    @model_validator(mode="after")
+    def _one_figure(self) -> Published:
+        if (self.top1 is None) == (self.gain is None) or (self.gain is None) != (self.over is None):
+            raise ValueError("needs either top1, or gain and over")
+        return self
+
+    def __str__(self) -> str:
+        """``60.9`` or ``+3.29 over imagenet/bireal_resnet18``."""
+        return f"{100 * self.top1:.1f}" if self.top1 is not None else f"{self.gain:+.2f} over {self.over}"
 
 
 class Recipe(_Section):
