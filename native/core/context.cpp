@@ -78,6 +78,58 @@ void depthwise(const DepthwiseArgs& a, int begin, int end) {
     }
 }
 
+// One block of output channels at one tap: `to[i][o] = from[i][o] * gain(i, o)`, rows of `lanes`, `count` of them in use.
+template <class Gain>
+void scale_tap(const float* from, float* to, int in, int lanes, int count, Gain gain) {
+    for (int i = 0; i < in; ++i, from += lanes, to += lanes) {
+        for (int o = 0; o < count; ++o) to[o] = from[o] * gain(i, o);
+        std::fill(to + count, to + lanes, 0.0f);
+    }
+}
+
+void scale_weights(const GainArgs& a, int block, int begin, int end) {
+    const int first = a.depthwise ? 0 : block * kBlock, lanes = a.depthwise ? a.out : block_lanes(a.out, block);
+    const int count = std::min(lanes, a.out - first), in = a.depthwise ? 1 : a.in;
+    const int64_t start = int64_t{first} * a.taps * in;
+    for (int t = begin; t < end; ++t) {
+        const float* g = a.gains + (int64_t{t / a.kernel_width} * a.row_pixels + t % a.kernel_width) * a.pixel_stride;
+        const float* from = a.weights + start + int64_t{t} * in * lanes;
+        float* to = a.scaled + (from - a.weights);
+        if (a.kind == GainKind::tap)
+            scale_tap(from, to, in, lanes, count, [=](int, int) { return *g; });
+        else if (a.kind == GainKind::output || a.depthwise)  // a depthwise output has one input: all kinds count alike
+            scale_tap(from, to, in, lanes, count, [=](int, int o) { return g[first + o]; });
+        else if (a.kind == GainKind::input)
+            scale_tap(from, to, in, lanes, count, [=](int i, int) { return g[i]; });
+        else
+            scale_tap(from, to, in, lanes, count, [=](int i, int o) { return g[int64_t{first + o} * in + i]; });
+    }
+}
+
+// Output pixel (y, x) averages the rows [y * height / out_height, ceil((y + 1) * height / out_height)), columns alike.
+void adaptive_pool(const AdaptivePoolArgs& a, int begin, int end) {
+    const auto from = [](int64_t i, int64_t size, int64_t out) { return static_cast<int>(i * size / out); };
+    const auto to = [](int64_t i, int64_t size, int64_t out) { return static_cast<int>(((i + 1) * size + out - 1) / out); };
+    constexpr int kChunk = 64;
+    for (int p = begin; p < end; ++p) {
+        const int y0 = from(p / a.out_width, a.height, a.out_height), y1 = to(p / a.out_width, a.height, a.out_height);
+        const int x0 = from(p % a.out_width, a.width, a.out_width), x1 = to(p % a.out_width, a.width, a.out_width);
+        const float share = 1.0f / static_cast<float>(int64_t{y1 - y0} * (x1 - x0));
+        for (int c0 = 0; c0 < a.channels; c0 += kChunk) {
+            const int count = std::min(kChunk, a.channels - c0);
+            float total[kChunk] = {};
+            for (int y = y0; y < y1; ++y) {
+                float row[kChunk] = {};
+                const float* pixel = a.from.data + (int64_t{y} * a.from.row_pixels + x0) * a.from.pixel_stride + c0;
+                for (int x = x0; x < x1; ++x, pixel += a.from.pixel_stride)
+                    for (int c = 0; c < count; ++c) row[c] += pixel[c];
+                for (int c = 0; c < count; ++c) total[c] += row[c];
+            }
+            for (int c = 0; c < count; ++c) a.output[int64_t{p} * a.channels + c0 + c] = total[c] * share;
+        }
+    }
+}
+
 }  // namespace
 
 Context::Context(std::shared_ptr<const Plan> plan, const Kernels& kernels)
@@ -97,8 +149,16 @@ Context::Context(std::shared_ptr<const Plan> plan, const Kernels& kernels)
         }
         for (size_t i = 0; i < s.real.size(); ++i) {
             bind(s.real[i].input);
+            if (s.gated) bind(s.real[i].weights);
             s.real[i].epilogue = &s.epilogues[i % s.epilogues.size()];
         }
+        for (GainArgs& a : s.gains) {
+            bind(a.scaled);
+            bind(a.gains);
+        }
+        if (s.gated) bind(s.depthwise.weights);
+        bind(s.adaptive.from.data);
+        bind(s.adaptive.output);
         if (!s.epilogues.empty()) s.pool.epilogue = s.elementwise.epilogue = &s.epilogues.back();
         bind(s.band.band);
         bind(s.pool.input);
@@ -205,6 +265,8 @@ void Context::unit(const Stage& s, const Unit& u, int slot) const {
         case StageKind::copy: copy_map(s.copy, u.begin, u.end); break;
         case StageKind::regroup: regroup(s.regroup, u.begin, u.end); break;
         case StageKind::flatten: flatten(s.copy); break;
+        case StageKind::gains: scale_weights(s.gains[static_cast<size_t>(u.part)], u.block, u.begin, u.end); break;
+        case StageKind::adaptive_pool: adaptive_pool(s.adaptive, u.begin, u.end); break;
     }
 }
 

@@ -113,7 +113,7 @@ protected:
     }
 
     static bool padded(const Op& op) {
-        return op.kind == OpKind::conv && (op.padding[0] | op.padding[1] | op.padding[2] | op.padding[3]);
+        return op.real_conv() && (op.padding[0] | op.padding[1] | op.padding[2] | op.padding[3]);
     }
 
     void check_outputs() const {
@@ -153,7 +153,7 @@ protected:
         }
         for (int i = 0; i < count; ++i) {
             const Op& op = op_at(i);
-            if (!padded(op) || idle(op) || place(op.inputs[0]).readers != 1) continue;
+            if (!padded(op) || op.wrapped_channels() || idle(op) || place(op.inputs[0]).readers != 1) continue;
             for (const Port& port : program_.inputs)
                 if (port.value == op.inputs[0]) place(port.value).framed_for = i;
         }
@@ -387,12 +387,22 @@ protected:
                 relocate(s.bits);
             }
         for (auto& a : stage.binary) relocate(a.input);
-        for (auto& a : stage.real) relocate(a.input);
+        for (auto& a : stage.real) {
+            relocate(a.input);
+            if (stage.gated) relocate(a.weights);
+        }
         relocate(stage.band.band);
         relocate(stage.pool.input);
         relocate(stage.elementwise.input);
         relocate(stage.depthwise.input);
         relocate(stage.depthwise.output);
+        relocate(stage.adaptive.from.data);
+        relocate(stage.adaptive.output);
+        if (stage.gated) relocate(stage.depthwise.weights);
+        for (auto& a : stage.gains) {
+            relocate(a.gains);
+            relocate(a.scaled);
+        }
         relocate(stage.copy.from.data);
         relocate(stage.copy.to.data);
         relocate(stage.regroup.from);

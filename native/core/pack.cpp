@@ -94,9 +94,9 @@ void pack_binary(const Op& op, PackedOp& packed) {
 }
 
 void pack_real(const Op& op, PackedOp& packed) {
-    const int in = op.in_channels / op.groups, out = op.channels / op.groups;
+    const int in = op.group_in, out = op.channels / op.groups;
     const int64_t terms = int64_t{in} * op.kernel[0] * op.kernel[1];
-    packed.depthwise = op.groups > 1 && in == 1 && out == 1;
+    packed.depthwise = op.groups > 1 && in == 1 && out == 1 && op.kind != OpKind::windowed_conv;
     if (packed.depthwise) {
         Aligned<float> weights(static_cast<size_t>(terms) * op.channels);
         for (int c = 0; c < op.channels; ++c)
@@ -120,7 +120,7 @@ void pack_real(const Op& op, PackedOp& packed) {
 PackedOp pack(const Op& op) {
     PackedOp packed;
     if (op.kind == OpKind::binary_conv || op.kind == OpKind::binary_conv_transpose) pack_binary(op, packed);
-    if (op.kind == OpKind::conv || op.kind == OpKind::linear) pack_real(op, packed);
+    if (op.real_conv() || op.kind == OpKind::linear) pack_real(op, packed);
     for (const StepSpec& step : op.steps) packed.steps.push_back({channel_array(step.scale), channel_array(step.bias)});
     return packed;
 }

@@ -89,7 +89,10 @@ private:
             case OpKind::binary_conv:
             case OpKind::binary_conv_transpose: emit_binary(index); break;
             case OpKind::conv:
+            case OpKind::gated_conv:
+            case OpKind::windowed_conv:
             case OpKind::linear: emit_real(index); break;
+            case OpKind::adaptive_avg_pool: emit_adaptive(index); break;
             case OpKind::max_pool:
             case OpKind::avg_pool:
             case OpKind::global_avg_pool: emit_pool(index); break;
@@ -297,19 +300,19 @@ private:
     void emit_real(int index) {
         const Op& op = op_at(index);
         const PackedOp& packed = packed_at(index);
-        const Size in = size_of(op.inputs[0]), out = out_size(op);
+        const Size out = out_size(op);
         MapRef source = framed_copy(index);
-        const int in_channels = op.in_channels / op.groups, out_channels = op.channels / op.groups;
+        const int in_channels = op.group_in, out_channels = op.channels / op.groups;
         const double macs = static_cast<double>(op.kernel[0]) * op.kernel[1] * in_channels * op.channels * static_cast<double>(out.pixels());
         plan_->macs_real[static_cast<size_t>(index)] = macs;
-        (void)in;
+        const std::vector<const float*> weights = weights_of(index);
 
         std::vector<int32_t> offset, runs;
         for (int y = 0; y < out.height; ++y)
             for (int x = 0; x < out.width; ++x)
                 offset.push_back((y * op.stride[0] * source.row_pixels + x * op.stride[1]) * source.pixel_stride);
         // neighbouring taps whose channels follow one another in memory are one run
-        const bool joined_row = op.groups == 1 && op.dilation[1] == 1 && source.pixel_stride == op.in_channels;
+        const bool joined_row = op.dilation[1] == 1 && source.pixel_stride == in_channels;
         const bool joined_all = joined_row && op.dilation[0] == 1 && source.row_pixels == op.kernel[1];
         for (int ky = 0; ky < (joined_all ? 1 : op.kernel[0]); ++ky)
             for (int kx = 0; kx < (joined_row ? 1 : op.kernel[1]); ++kx)
@@ -320,12 +323,14 @@ private:
         if (packed.depthwise) {
             Stage& s = stage(StageKind::depthwise, index);
             s.depthwise = {source.data, table(std::move(offset)), table(std::move(runs)), run_count,
-                           packed.real[0].data(), op.channels, target};
+                           weights[0], op.channels, target};
+            s.gated = op.kind == OpKind::gated_conv;
             s.cost = cost_of(0, macs * 4, elements(op));
             add_part(s, out.pixels(), 1);
         } else {
             Stage& s = stage(StageKind::real, index);
             s.cost = cost_of(0, macs, elements(op));
+            s.gated = op.kind == OpKind::gated_conv;
             RealConvArgs a{};
             a.job_offset = table(std::move(offset));
             a.run_offset = table(std::move(runs));
@@ -334,8 +339,9 @@ private:
             a.out_channels = out_channels;
             for (int g = 0; g < op.groups; ++g) {
                 add_epilogue(s, target ? store_steps(target, g, out_channels, op.channels) : bound_steps(index), out_channels);
-                a.input = reinterpret_cast<float*>(reinterpret_cast<uintptr_t>(source.data) + static_cast<uintptr_t>(g) * in_channels * 4);
-                a.weights = packed.real[static_cast<size_t>(g)].data();
+                const int64_t first = int64_t{g} * op.group_shift % op.in_channels;
+                a.input = reinterpret_cast<float*>(reinterpret_cast<uintptr_t>(source.data) + static_cast<uintptr_t>(first) * 4);
+                a.weights = weights[static_cast<size_t>(g)];
                 s.real.push_back(a);
                 add_part(s, out.pixels(), block_count(out_channels));
             }
@@ -343,30 +349,78 @@ private:
         if (target) emit_elementwise(index, target, op.channels);
     }
 
-    // A convolution with padding reads a copy of its input with zeros around it.
+    // The packed weights of each group; of a gated convolution, a copy that a stage of its own fills in every run.
+    std::vector<const float*> weights_of(int index) {
+        const Op& op = op_at(index);
+        const PackedOp& packed = packed_at(index);
+        std::vector<const float*> weights;
+        for (const Aligned<float>& group : packed.real) weights.push_back(group.data());
+        if (op.kind != OpKind::gated_conv) return weights;
+        const MapRef gains = map(op.inputs[1]);
+        const bool one = size_of(op.inputs[1]) == Size{1, 1};
+        const int out = packed.depthwise ? op.channels : op.channels / op.groups;
+        Stage& s = stage(StageKind::gains, index);
+        for (size_t g = 0; g < weights.size(); ++g) {
+            const int64_t first = op.gain == GainKind::output ? int64_t(g) * out
+                                  : op.gain == GainKind::input ? int64_t(g) * op.group_in
+                                  : op.gain == GainKind::weight ? int64_t(g) * out * op.group_in : 0;
+            float* scaled = encode<float>(memory_.buffer(static_cast<int64_t>(packed.real[g].size()) * 4, index, index), 0);
+            const float* from = reinterpret_cast<float*>(reinterpret_cast<uintptr_t>(gains.data) + static_cast<uintptr_t>(first) * 4);
+            s.gains.push_back({weights[g], scaled, from, op.gain, one ? 0 : gains.pixel_stride, one ? 0 : gains.row_pixels,
+                               op.kernel[0] * op.kernel[1], op.kernel[1], op.group_in, out, packed.depthwise});
+            add_part(s, int64_t{op.kernel[0]} * op.kernel[1], packed.depthwise ? 1 : block_count(out));
+            s.cost += cost_of(0, 0, static_cast<double>(packed.real[g].size()));
+            weights[g] = scaled;
+        }
+        return weights;
+    }
+
+    void emit_adaptive(int index) {
+        const Op& op = op_at(index);
+        const Size in = size_of(op.inputs[0]), out = out_size(op);
+        float* target = temporary(index);
+        Stage& s = stage(StageKind::adaptive_pool, index);
+        s.adaptive = {map(op.inputs[0]), in.height, in.width, op.channels, out.height, out.width, target};
+        s.cost = cost_of(0, 0, static_cast<double>(in.pixels()) * op.channels);
+        add_part(s, out.pixels(), 1);
+        emit_elementwise(index, target, op.channels);
+    }
+
+    // A convolution with padding reads a copy of its input with zeros around it; one whose windows wrap around reads a
+    // copy in which each pixel's first channels follow its last one.
     MapRef framed_copy(int index) {
         const Op& op = op_at(index);
         const int v = op.inputs[0];
-        if (!padded(op)) return map(v);
+        const int wrapped = op.wrapped_channels(), pixel = op.in_channels + wrapped;
+        if (!padded(op) && !wrapped) return map(v);
         const Size size = size_of(v);
         const Frame f = {op.padding[0], op.padding[1], op.padding[2], op.padding[3]};
         const bool direct = place(v).framed_for == index;
-        const int buffer = framed_buffer(f, size, op.in_channels, direct ? -1 : index, place(v).last > index ? place(v).last : index);
+        const int buffer = framed_buffer(f, size, pixel, direct ? -1 : index, place(v).last > index ? place(v).last : index);
         const int row_pixels = static_cast<int>(size.width + f.left + f.right);
-        const int64_t inside = (f.top * row_pixels + f.left) * op.in_channels * 4;
-        const MapRef inner = {encode<float>(buffer, inside), op.in_channels, row_pixels};
+        const int64_t inside = (f.top * row_pixels + f.left) * pixel * 4;
+        const MapRef inner = {encode<float>(buffer, inside), pixel, row_pixels};
         if (direct) {
             place(v).buffer = buffer;
             place(v).offset = inside;
-            place(v).pixel_stride = op.in_channels;
+            place(v).pixel_stride = pixel;
             place(v).row_pixels = row_pixels;
         } else {
-            Stage& s = stage(StageKind::copy, index);
-            s.copy = {map(v), inner, size.height, size.width, op.in_channels};
-            s.cost = cost_of(0, 0, static_cast<double>(size.pixels()) * op.in_channels);
-            add_part(s, size.height, 1);
+            const MapRef tail = {encode<float>(buffer, inside + int64_t{op.in_channels} * 4), pixel, row_pixels};
+            copy_channels(index, inner, op.in_channels);
+            if (wrapped) copy_channels(index, tail, wrapped);
         }
-        return {encode<float>(buffer, 0), op.in_channels, row_pixels};
+        return {encode<float>(buffer, 0), pixel, row_pixels};
+    }
+
+    // The first `channels` of an operator's input.
+    void copy_channels(int index, const MapRef& to, int channels) {
+        const int v = op_at(index).inputs[0];
+        const Size size = size_of(v);
+        Stage& s = stage(StageKind::copy, index);
+        s.copy = {map(v), to, size.height, size.width, channels};
+        s.cost = cost_of(0, 0, static_cast<double>(size.pixels()) * channels);
+        add_part(s, size.height, 1);
     }
 
     void finish_memory() {

@@ -44,6 +44,25 @@ struct RegroupArgs {
     int groups, group_channels;
 };
 
+// The weights of one group of a gated convolution, each times its gain.
+struct GainArgs {
+    const float* weights;  // packed, as the convolution reads them
+    float* scaled;         // the same layout
+    const float* gains;    // of tap (0, 0), at this group's first channel
+    GainKind kind;
+    int pixel_stride, row_pixels;  // of the gains; both 0: one gain for all taps
+    int taps, kernel_width;
+    int in, out;           // channels of the group
+    bool depthwise;        // weights are [taps][out]
+};
+
+struct AdaptivePoolArgs {
+    MapRef from;
+    int height, width, channels;
+    int out_height, out_width;
+    float* output;         // [out_height * out_width][channels]
+};
+
 // A convolution whose map only a pooling reads: a few rows of it at a time, so that the map never leaves the cache.
 struct BandArgs {
     float* band;           // of slot 0; the part's `store` step writes here
@@ -58,7 +77,7 @@ struct Unit {
     int part, block, begin, end;
 };
 
-enum class StageKind : uint8_t { binary, real, pooled, depthwise, pool, elementwise, copy, regroup, flatten };
+enum class StageKind : uint8_t { binary, real, pooled, depthwise, pool, elementwise, copy, regroup, flatten, gains, adaptive_pool };
 
 struct Stage {
     StageKind kind = StageKind::elementwise;
@@ -71,6 +90,9 @@ struct Stage {
     BandArgs band{};
     ElementwiseArgs elementwise{};
     DepthwiseArgs depthwise{};
+    bool gated = false;                     // the weights of `real` or `depthwise` lie in the arena
+    std::vector<GainArgs> gains;            // one a group
+    AdaptivePoolArgs adaptive{};
     CopyArgs copy{};
     RegroupArgs regroup{};
     std::vector<int> part_jobs;             // jobs of each part

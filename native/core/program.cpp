@@ -21,7 +21,9 @@ constexpr int kMaxTransposedStride = 64;
 constexpr int64_t kMaxParts = 1 << 20;  // groups times phases of a transposed convolution
 
 constexpr const char* kOpNames[] = {"binary_conv", "binary_conv_transpose", "conv", "linear", "max_pool",
-                                    "avg_pool", "global_avg_pool", "elementwise", "concat", "flatten"};
+                                    "avg_pool", "global_avg_pool", "elementwise", "concat", "flatten",
+                                    "gated_conv", "windowed_conv", "adaptive_avg_pool"};
+constexpr const char* kGainNames[] = {"output", "input", "tap", "weight"};
 constexpr const char* kStepNames[] = {"affine", "add", "mul", "clip", "prelu", "sigmoid",
                                       "silu", "hard_sigmoid", "hard_swish", "store", "sign"};
 
@@ -227,7 +229,8 @@ private:
             op.inputs.push_back(value_number(f, item, "inputs"));
             if (read_value(f, op.inputs.back()).bits != binary) f.stop("takes ", binary ? "bits" : "real maps", " only");
         }
-        if (op.inputs.empty() || (!joins && op.inputs.size() != 1)) f.stop("has ", op.inputs.size(), " inputs");
+        const size_t inputs = op.kind == OpKind::gated_conv ? 2 : 1;
+        if (op.inputs.empty() || (!joins && op.inputs.size() != inputs)) f.stop("has ", op.inputs.size(), " inputs");
         op.in_channels = p_.values[static_cast<size_t>(op.inputs[0])].channels;
         op.channels = op.in_channels;
 
@@ -246,9 +249,29 @@ private:
                 convolution(op, Fields(attrs, attrs_of, {"in_channels", "out_channels", "kernel", "stride", "padding",
                                                          "dilation", "groups"}));
                 break;
+            case OpKind::gated_conv: {
+                const Fields a(attrs, attrs_of, {"in_channels", "out_channels", "kernel", "stride", "padding", "dilation",
+                                                 "groups", "gain"});
+                convolution(op, a);
+                op.gain = kind_of<GainKind>(a.string("gain"), kGainNames, attrs_of);
+                const int64_t needed = gains_of(op);
+                if (p_.values[static_cast<size_t>(op.inputs[1])].channels != needed) a.stop("need a map of ", needed, " gains");
+                break;
+            }
+            case OpKind::windowed_conv:
+                convolution(op, Fields(attrs, attrs_of, {"in_channels", "out_channels", "kernel", "stride", "padding",
+                                                         "dilation", "groups", "window", "shift"}));
+                break;
+            case OpKind::adaptive_avg_pool: {
+                const Fields a(attrs, attrs_of, {"height", "width"});
+                op.height = a.integer("height", 1, kMaxWindow);
+                op.width = a.integer("width", 1, kMaxWindow);
+                break;
+            }
             case OpKind::linear: {
                 const Fields a(attrs, attrs_of, {"in_channels", "out_channels"});
                 channel_counts(op, a);
+                op.group_in = op.in_channels;
                 break;
             }
             case OpKind::max_pool:
@@ -306,6 +329,15 @@ private:
         return name;
     }
 
+    static int64_t gains_of(const Op& op) {
+        switch (op.gain) {
+            case GainKind::output: return op.channels;
+            case GainKind::input: return op.in_channels;
+            case GainKind::tap: return 1;
+            default: return int64_t{op.channels} * op.group_in;
+        }
+    }
+
     static void channel_counts(Op& op, const Fields& a) {
         if (a.integer("in_channels", 1, kMaxChannels) != op.in_channels)
             a.stop("say ", a.integer("in_channels", 1, kMaxChannels), " input channels, the input has ", op.in_channels);
@@ -328,7 +360,11 @@ private:
         window(op, a);
         a.integers("dilation", op.dilation, 2, 1, kMaxWindow);
         op.groups = a.integer("groups", 1, kMaxChannels);
-        if (op.in_channels % op.groups || op.channels % op.groups) a.stop("have channels that the groups do not divide");
+        const bool windowed = op.kind == OpKind::windowed_conv;
+        if ((!windowed && op.in_channels % op.groups) || op.channels % op.groups)
+            a.stop("have channels that the groups do not divide");
+        op.group_in = windowed ? a.integer("window", 1, op.in_channels) : op.in_channels / op.groups;
+        op.group_shift = windowed ? a.integer("shift", 1, kMaxChannels) : op.group_in;
         if (op.kind == OpKind::binary_conv_transpose) {
             symmetric_padding(op, a);
             if (op.stride[0] > kMaxTransposedStride || op.stride[1] > kMaxTransposedStride)
@@ -358,12 +394,12 @@ private:
         const Json& tensors = f.get("tensors");
         const std::string where = text("operator ", p_.ops.size(), ", tensors");
         const bool binary = op.kind == OpKind::binary_conv || op.kind == OpKind::binary_conv_transpose;
-        if (!binary && op.kind != OpKind::conv && op.kind != OpKind::linear) {
+        if (!binary && !op.real_conv() && op.kind != OpKind::linear) {
             Fields(tensors, where, {});
             return;
         }
         const Fields t(tensors, where, {"weight"});
-        const int in = op.in_channels / op.groups;
+        const int in = op.group_in;
         if (op.kind == OpKind::linear)
             op.weight = tensor(t, t.string("weight"), DType::f32, {op.channels, in});
         else

@@ -11,8 +11,12 @@
 namespace leanconv {
 
 enum class OpKind : uint8_t {
-    binary_conv, binary_conv_transpose, conv, linear, max_pool, avg_pool, global_avg_pool, elementwise, concat, flatten
+    binary_conv, binary_conv_transpose, conv, linear, max_pool, avg_pool, global_avg_pool, elementwise, concat, flatten,
+    gated_conv, windowed_conv, adaptive_avg_pool
 };
+
+// Along which axes of its weights the gains of a gated convolution differ, besides its taps.
+enum class GainKind : uint8_t { output, input, tap, weight };
 
 const char* op_kind_name(OpKind kind);
 const char* step_kind_name(StepKind kind);
@@ -40,12 +44,26 @@ struct Op {
     int channels = 0;  // of the result
     int in_channels = 0;
     int groups = 1;
+    int group_in = 0;     // input channels that a group reads, and from one group's first to the next one's
+    int group_shift = 0;  // (windowed_conv: cyclic)
+    GainKind gain = GainKind::output;
     int kernel[2] = {1, 1}, stride[2] = {1, 1}, dilation[2] = {1, 1};
     int padding[4] = {0, 0, 0, 0};  // top, left, bottom, right
     int output_padding[2] = {0, 0};
     int pad_value = 0;
     bool ceil_mode = false, count_include_pad = false;
-    int height = 1, width = 1;  // flatten
+    int height = 1, width = 1;  // flatten, adaptive_avg_pool
+
+    bool real_conv() const { return kind == OpKind::conv || kind == OpKind::gated_conv || kind == OpKind::windowed_conv; }
+    // How many channels the last windows reach beyond the input's last one, where they go on with the first.
+    int wrapped_channels() const {
+        int most = 0;
+        for (int g = 0; kind == OpKind::windowed_conv && g < groups; ++g) {
+            const int beyond = static_cast<int>(int64_t{g} * group_shift % in_channels) + group_in - in_channels;
+            most = beyond > most ? beyond : most;
+        }
+        return most;
+    }
 };
 
 struct Port {

@@ -17,7 +17,9 @@ int64_t side(const Op& op, int64_t size, int i) {
     const int64_t stride = op.stride[i], before = op.padding[i], after = op.padding[i + 2];
     switch (op.kind) {
         case OpKind::binary_conv:
-        case OpKind::conv: return floor_div(size + before + after - reach - 1, stride) + 1;
+        case OpKind::conv:
+        case OpKind::gated_conv:
+        case OpKind::windowed_conv: return floor_div(size + before + after - reach - 1, stride) + 1;
         case OpKind::binary_conv_transpose: return (size - 1) * stride - 2 * before + reach + op.output_padding[i] + 1;
         case OpKind::max_pool:
         case OpKind::avg_pool: {
@@ -27,6 +29,7 @@ int64_t side(const Op& op, int64_t size, int i) {
             if (op.ceil_mode && (out - 1) * stride >= size + before) --out;
             return out;
         }
+        case OpKind::adaptive_avg_pool: return i ? op.width : op.height;
         case OpKind::global_avg_pool:
         case OpKind::flatten:
         case OpKind::linear: return 1;
@@ -59,8 +62,12 @@ std::vector<Size> infer_sizes(const Program& program, const std::vector<Size>& i
     for (const Op& op : program.ops) {
         const Size in = of(op.inputs[0]);
         const std::string name = one_line(op.name);
+        const bool gated = op.kind == OpKind::gated_conv;
+        if (gated && of(op.inputs[1]) != Size{op.kernel[0], op.kernel[1]} && of(op.inputs[1]) != Size{1, 1})
+            fail(name, ": gains of ", of(op.inputs[1]).height, "x", of(op.inputs[1]).width, " for a kernel of ", op.kernel[0], "x",
+                 op.kernel[1]);
         for (int v : op.inputs)
-            if (of(v) != in)
+            if (!gated && of(v) != in)
                 fail(name, ": maps of ", in.height, "x", in.width, " and ", of(v).height, "x", of(v).width, " cannot be joined");
         if (op.kind == OpKind::linear && in != Size{1, 1})
             fail(name, ": a linear layer needs a 1x1 map, not ", in.height, "x", in.width);

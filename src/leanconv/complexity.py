@@ -14,7 +14,7 @@ from typing import Any
 
 from leanconv.program import Op, Program, ProgramError, infer_sizes
 
-WEIGHTED = ("binary_conv", "binary_conv_transpose", "conv", "linear")
+WEIGHTED = ("binary_conv", "binary_conv_transpose", "conv", "gated_conv", "windowed_conv", "linear")
 
 
 @dataclass
@@ -98,16 +98,18 @@ def _cost(op: Op, program: Program, sizes: list[tuple[int, int]], counted: set[s
     weights = pixels = 0
     if op.kind in WEIGHTED:
         kernel = a.get("kernel", [1, 1])
-        weights = kernel[0] * kernel[1] * a["in_channels"] // a.get("groups", 1) * a["out_channels"]
+        read = a.get("window", a["in_channels"] // a.get("groups", 1))  # input channels of a filter
+        weights = kernel[0] * kernel[1] * read * a["out_channels"]
         pixels = before[0] * before[1] if op.kind == "binary_conv_transpose" else after[0] * after[1]
     binary = op.kind.startswith("binary")
+    joined = op.inputs if op.kind == "concat" else op.inputs[:1]
     macs = weights * pixels
     tensors = _tensors(op) - counted
     counted |= tensors
     return LayerCost(
         name=op.name,
         kind=op.kind,
-        input=[*before, sum(program.values[value].channels for value in op.inputs)],  # several: a concatenation
+        input=[*before, sum(program.values[value].channels for value in joined)],
         output=[*after, channels],
         parameters_binary=weights if binary else 0,
         parameters_real=op.parameters_real,

@@ -31,6 +31,9 @@ OP_KINDS = (
     "elementwise",
     "concat",
     "flatten",
+    "gated_conv",
+    "windowed_conv",
+    "adaptive_avg_pool",
 )
 STEP_KINDS = (
     "affine",
@@ -249,7 +252,7 @@ def _pool_size(size: int, pad: int, dilation: int, kernel: int, stride: int, cei
 def output_size(op: Op, size: tuple[int, int]) -> tuple[int, int]:
     """Height and width that `op` makes from an input of `size` (height, width)."""
     a = op.attrs
-    if op.kind in ("binary_conv", "conv"):
+    if op.kind in ("binary_conv", "conv", "gated_conv", "windowed_conv"):
         pads = (a["padding"][0] + a["padding"][2], a["padding"][1] + a["padding"][3])
         sizes = tuple(_conv_size(size[i], pads[i], a["dilation"][i], a["kernel"][i], a["stride"][i]) for i in (0, 1))
     elif op.kind == "binary_conv_transpose":
@@ -267,6 +270,8 @@ def output_size(op: Op, size: tuple[int, int]) -> tuple[int, int]:
             _pool_size(size[i], a["padding"][i], dilation[i], a["kernel"][i], a["stride"][i], a["ceil_mode"])
             for i in (0, 1)
         )
+    elif op.kind == "adaptive_avg_pool":
+        sizes = (a["height"], a["width"])
     elif op.kind in ("global_avg_pool", "flatten", "linear"):
         sizes = (1, 1)
     else:
@@ -290,6 +295,8 @@ def infer_sizes(program: Program, sizes: dict[int, tuple[int, int]]) -> list[tup
         size = of(op.inputs[0])
         if op.kind == "concat" and any(of(v) != size for v in op.inputs):
             raise ProgramError(f"{op.name}: maps of different sizes {[of(v) for v in op.inputs]} cannot be joined")
+        if op.kind == "gated_conv" and of(op.inputs[1]) not in (tuple(op.attrs["kernel"]), (1, 1)):
+            raise ProgramError(f"{op.name}: gains of {of(op.inputs[1])} for a kernel of {op.attrs['kernel']}")
         if op.kind == "linear" and size != (1, 1):
             raise ProgramError(f"{op.name}: a linear layer needs a 1x1 map, not {size[0]}x{size[1]}")
         if op.kind == "flatten" and size != (op.attrs["height"], op.attrs["width"]):

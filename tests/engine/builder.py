@@ -113,6 +113,35 @@ class Builder:
             dilation=list(dilation), groups=groups,
         )  # fmt: skip
 
+    def gated_conv(
+        self, value: int, gains: int, out: int, kernel: Any = (3, 3), steps: list[Step] | None = None, *, gain: str,
+        stride: Any = (1, 1), padding: Any = (1, 1, 1, 1), dilation: Any = (1, 1), groups: int = 1,
+        weight: np.ndarray | None = None,
+    ) -> int:  # fmt: skip
+        c = self.channels(value)
+        shape = (out, *kernel, c // groups)
+        return self.op(
+            "gated_conv", [value, gains], out, steps,
+            weight=self.floats(*shape) if weight is None else self.tensor(weight), in_channels=c, out_channels=out,
+            kernel=list(kernel), stride=list(stride), padding=list(padding), dilation=list(dilation), groups=groups,
+            gain=gain,
+        )  # fmt: skip
+
+    def windowed_conv(
+        self, value: int, out: int, kernel: Any = (3, 3), steps: list[Step] | None = None, *, groups: int, window: int,
+        shift: int, stride: Any = (1, 1), padding: Any = (1, 1, 1, 1), dilation: Any = (1, 1),
+        weight: np.ndarray | None = None,
+    ) -> int:  # fmt: skip
+        shape = (out, *kernel, window)
+        return self.op(
+            "windowed_conv", [value], out, steps, weight=self.floats(*shape) if weight is None else self.tensor(weight),
+            in_channels=self.channels(value), out_channels=out, kernel=list(kernel), stride=list(stride),
+            padding=list(padding), dilation=list(dilation), groups=groups, window=window, shift=shift,
+        )  # fmt: skip
+
+    def adaptive_avg_pool(self, value: int, height: int, width: int, steps: list[Step] | None = None) -> int:
+        return self.op("adaptive_avg_pool", [value], self.channels(value), steps, height=height, width=width)
+
     def linear(self, value: int, out: int, steps: list[Step] | None = None) -> int:
         c = self.channels(value)
         return self.op("linear", [value], out, steps, weight=self.floats(out, c), in_channels=c, out_channels=out)

@@ -21,6 +21,9 @@ HEADS = (
     "global_avg_pool",
     "concat",
     "flatten",
+    "gated_conv",
+    "windowed_conv",
+    "adaptive_avg_pool",
 )
 
 

@@ -123,19 +123,20 @@ def _tap(padded: Map, tap: tuple[int, int], out: tuple[int, int], op: Op) -> Map
 
 
 def _convolve(op: Op, picture: Map, weight: np.ndarray, pad_value: float, dtype: Any) -> np.ndarray:
-    """The sum over taps in `dtype`. weight: [out, kh, kw, in/groups]."""
+    """The sum over taps in `dtype`. weight: [out, kh, kw, in/groups] (windowed_conv: [out, kh, kw, window])."""
     a = op.attrs
     out, groups = output_size(op, _size(picture)), a["groups"]
+    outs, ins = a["out_channels"] // groups, weight.shape[-1]
     top, left, bottom, right = a["padding"]
     padded = np.pad(picture, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=pad_value)
     padded = padded.astype(dtype)
     taps = [_tap(padded, tap, out, op) for tap in np.ndindex(*a["kernel"])]
     columns = np.stack(taps, axis=3)  # batch, height, width, tap, channel
     filters = weight.reshape(a["out_channels"], len(taps), -1).astype(dtype)
-    outs, ins = a["out_channels"] // groups, a["in_channels"] // groups
     total = np.zeros((len(picture), *out, a["out_channels"]), dtype)
     for g in range(groups):
-        group = columns[..., g * ins : (g + 1) * ins].reshape(-1, len(taps) * ins)
+        read = (g * a.get("shift", ins) + np.arange(ins)) % a["in_channels"]
+        group = columns[..., read].reshape(-1, len(taps) * ins)
         product = group @ filters[g * outs : (g + 1) * outs].reshape(outs, -1).T
         total[..., g * outs : (g + 1) * outs] = product.reshape(len(picture), *out, outs)
     return total
@@ -154,6 +155,33 @@ def _binary_conv(op: Op, inputs: list[Map], tensors: dict[str, np.ndarray]) -> M
 
 def _conv(op: Op, inputs: list[Map], tensors: dict[str, np.ndarray]) -> Map:
     return _convolve(op, inputs[0], tensors["weight"], 0.0, np.float64).astype(np.float32)
+
+
+def _gated_conv(op: Op, inputs: list[Map], tensors: dict[str, np.ndarray]) -> Map:
+    pictures, gains, weight = inputs[0], inputs[1], tensors["weight"]
+    groups, outs, ins = op.attrs["groups"], len(weight) // op.attrs["groups"], weight.shape[-1]
+    axes = {  # of the gain's channels: groups, outputs of a group, inputs of a group
+        "output": (groups, outs, 1),
+        "input": (groups, 1, ins),
+        "tap": (1, 1, 1),
+        "weight": (groups, outs, ins),
+    }[op.attrs["gain"]]
+    results = []
+    for picture, gain in zip(pictures, gains, strict=True):
+        by_group = gain.reshape(*gain.shape[:2], *axes).transpose(2, 3, 0, 1, 4)  # groups, outs, kh, kw, ins
+        grouped = weight.reshape(groups, outs, *weight.shape[1:])
+        scaled = (grouped * by_group).astype(np.float32).reshape(weight.shape)
+        results.append(_convolve(op, picture[None], scaled, 0.0, np.float64).astype(np.float32))
+    return np.concatenate(results) if results else np.zeros((0, 1, 1, len(weight)), np.float32)
+
+
+def _adaptive_avg_pool(op: Op, inputs: list[Map], tensors: dict[str, np.ndarray]) -> Map:
+    rows, columns = (
+        [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]
+        for size, bins in zip(inputs[0].shape[1:3], output_size(op, _size(inputs[0])), strict=True)
+    )
+    windows = [[inputs[0][:, a:b, c:d].astype(np.float64).mean(axis=(1, 2)) for c, d in columns] for a, b in rows]
+    return np.stack([np.stack(row, 1) for row in windows], 1).astype(np.float32)
 
 
 def _binary_conv_transpose(op: Op, inputs: list[Map], tensors: dict[str, np.ndarray]) -> Map:
@@ -238,6 +266,9 @@ _OPERATORS: dict[str, Callable[[Op, list[Map], dict[str, np.ndarray]], Map]] = {
     "elementwise": lambda op, inputs, tensors: inputs[0],
     "concat": _concat,
     "flatten": _flatten,
+    "gated_conv": _gated_conv,
+    "windowed_conv": _conv,
+    "adaptive_avg_pool": _adaptive_avg_pool,
 }
 
 
