@@ -214,7 +214,8 @@ def differences(runs: Iterable[Run], arm: str, baseline: str) -> list[Difference
             seeds = sorted(networks[one].keys() & networks[other].keys())
             if seeds:
                 values = [networks[one][seed] - networks[other][seed] for seed in seeds]
-                found.append(Difference(study, *one, *other, epochs, split, seeds, *_spread(values)))
+                mean, deviation, interval = _spread(values)
+                found.append(Difference(study, *one, *other, epochs, split, seeds, mean, deviation, interval))
     if not found:
         arms = sorted({run.arm for run in runs})
         raise ResultsError(

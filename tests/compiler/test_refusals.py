@@ -84,7 +84,6 @@ REFUSED = {
     "half_weights": (nn.Conv2d(4, 4, 1).half(), "model.float()"),
     "random": (Call(lambda x: x + torch.rand(4, 1, 1)), "random"),
     "divisor": (nn.AvgPool2d(2, divisor_override=3), "divisor_override"),
-    "uneven_pool": (nn.AdaptiveAvgPool2d(4), "different sizes"),
     "dense_on_maps": (nn.Linear(6, 2), "flatten"),
     "batch_moved": (Call(lambda x: x.flatten(0, 1)), "shape"),
     "unused_input": (Call(lambda x: torch.ones(3)), "does not depend on the input"),

@@ -178,6 +178,31 @@ def info(
 
 
 @app.command()
+def explain(
+    model: Annotated[str, typer.Argument(metavar="NAME|CHECKPOINT")],
+    pictures: Annotated[list[Path], typer.Argument(metavar="IMAGE|FOLDER...")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE.svg|FILE.png",
+            help="The drawing; attention.svg by default, none with --json.",
+        ),
+    ] = None,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option("--layers", metavar="PATTERN", help="Layers to show, as in 'layer*.conv2'; repeatable."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Draw the weight attention of a network's AW-convolutions on pictures: by layer, channel, tap and picture."""
+    from leanconv.cli.explain import explain
+
+    explain(model, pictures, output or (None if json else Path("attention.svg")), layers or [], json)
+
+
+@app.command()
 def bench(
     model: Annotated[str, typer.Argument(metavar="MODEL.lconv|CHECKPOINT|NAME")],
     rivals: Annotated[
@@ -210,9 +235,7 @@ def results(
     ] = None,
     pairs: Annotated[
         str | None,
-        typer.Option(
-            "--pairs", metavar="ARM,ARM", help="How far the first arm or model is above the other, by seed."
-        ),
+        typer.Option("--pairs", metavar="ARM,ARM", help="How far the first arm or model is above the other, by seed."),
     ] = None,
     json: Json = False,
 ) -> None:

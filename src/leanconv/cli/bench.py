@@ -62,7 +62,7 @@ def show(result: Result, out: Console) -> None:
     table = Table(title=title, title_justify="left")
     for column, justify in (("engine", "left"), ("network", "left"), ("ms", "right"), ("times longer", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    table.add_row("leanconv", "1-bit, packed", f"{result.engine.ms:.3f}", "1.00")
+    table.add_row("leanconv", "packed", f"{result.engine.ms:.3f}", "1.00")
     for name, timing in result.rivals.items():
         engine, _, binary = name.partition(":")
         network = "the same binary network" if binary else "float twin"

@@ -19,6 +19,7 @@ from leanconv.compiler.errors import CompileError
 from leanconv.compiler.export import Exported, as_arguments, export_model, free_sizes
 from leanconv.compiler.lower import Lowering
 from leanconv.compiler.verify import Verification, verify_compiled
+from leanconv.nn.exporting import lowering
 from leanconv.program import Program
 
 __all__ = ["CompileError", "Verification", "compile", "compile_verified"]
@@ -83,15 +84,16 @@ def lowered(model: nn.Module, example: Any) -> tuple[Exported, Fused]:
     """Exported and fused: with free heights and widths where the network can be lowered so and they are proved free."""
     args, kwargs = as_arguments(model, example)
     _check_parameters(model)
-    try:
-        exported = export_model(model, args, kwargs, free=True)
-        fused = fuse_graph(Lowering(exported).run())
-        if free_sizes(exported, fused.program):
-            return exported, fused
-    except CompileError:
-        pass  # what is wrong for every size is reported below
-    exported = export_model(model, args, kwargs, free=False)
-    return exported, fuse_graph(Lowering(exported).run())
+    with lowering():
+        try:
+            exported = export_model(model, args, kwargs, free=True)
+            fused = fuse_graph(Lowering(exported).run())
+            if free_sizes(exported, fused.program):
+                return exported, fused
+        except CompileError:
+            pass  # what is wrong for every size is reported below
+        exported = export_model(model, args, kwargs, free=False)
+        return exported, fuse_graph(Lowering(exported).run())
 
 
 def _check_parameters(model: nn.Module) -> None:

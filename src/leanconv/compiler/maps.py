@@ -42,27 +42,42 @@ def _convolution(
     rank = len(x.shape)
     if rank != filters.ndim:
         c.refuse("an input without batch dimension", "add the batch dimension in front")
-    kernel = _pair(filters.shape[2:], rank, 1)
-    dilation = _pair(dilation, rank, 1)
     if padding == "same":
-        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        total = [d * (k - 1) for d, k in zip(_pair(dilation, rank, 1), _pair(filters.shape[2:], rank, 1), strict=True)]
         before = [t // 2 for t in total]
         pads = [*before, *(t - b for t, b in zip(total, before, strict=True))]
     elif padding == "valid":
         pads = [0, 0, 0, 0]
     else:
         pads = _pair(padding, rank, 0) * 2
+    return _real_convolution(c, "conv", [x], filters, weight, bias, stride, pads, dilation, groups=groups)
+
+
+def _real_convolution(
+    c: Lowering,
+    kind: str,
+    inputs: list[Map],
+    filters: np.ndarray,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: list[int],
+    dilation: Any,
+    **attrs: Any,
+) -> Map:
+    """`padding`: top, left, bottom, right."""
+    rank, outputs = filters.ndim, filters.shape[0]
     attrs = {
-        "in_channels": x.node.channels,
-        "out_channels": filters.shape[0],
-        "kernel": kernel,
+        "in_channels": inputs[0].node.channels,
+        "out_channels": outputs,
+        "kernel": _pair(filters.shape[2:], rank, 1),
         "stride": _pair(stride, rank, 1),
-        "padding": pads,
-        "dilation": dilation,
-        "groups": groups,
+        "padding": padding,
+        "dilation": _pair(dilation, rank, 1),
+        **attrs,
     }
-    tensors = {"weight": _taps(filters)}
-    node = c.node("conv", [x.node], filters.shape[0], attrs=attrs, tensors=tensors, parameters=_parameters(weight))
+    nodes, tensors = [x.node for x in inputs], {"weight": _taps(filters)}
+    node = c.node(kind, nodes, outputs, attrs=attrs, tensors=tensors, parameters=_parameters(weight))
     return c.result(_with_bias(c, node, None, bias))
 
 
@@ -74,6 +89,39 @@ def _with_bias(c: Lowering, node: Node, scale: np.ndarray | None, bias: Any) -> 
 @lowers("aten.conv2d.default", "aten.conv2d.padding", "aten.conv1d.default", "aten.conv1d.padding")
 def conv(c: Lowering, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Map:
     return _convolution(c, input, weight, bias, stride, padding, dilation, groups)
+
+
+GAINS = {"in": "output", "out": "input", "taps": "tap", "none": "weight"}  # what a share of AWConv2d leaves different
+
+
+@lowers("leanconv.gated_conv.default")
+def gated_conv(
+    c: Lowering,
+    input: Any,
+    gain: Any,
+    weight: Any,
+    bias: Any,
+    share: str,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+) -> Map:
+    maps, filters = [c.real(input), c.real(gain, "gain")], c.weight(weight)
+    window = (stride, list(padding), dilation)
+    return _real_convolution(c, "gated_conv", maps, filters, weight, bias, *window, groups=groups, gain=GAINS[share])
+
+
+@lowers("leanconv.windowed_conv.default")
+def windowed_conv(
+    c: Lowering, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, sets: int, shift: int
+) -> Map:
+    x, filters = c.real(input), c.weight(weight)
+    read = filters.shape[1]
+    size = (filters, weight, bias, stride, list(padding), dilation)
+    if read * sets == x.node.channels and (sets == 1 or shift % x.node.channels == read):
+        return _real_convolution(c, "conv", [x], *size, groups=sets)
+    return _real_convolution(c, "windowed_conv", [x], *size, groups=sets, window=read, shift=shift)
 
 
 @lowers("aten.linear.default")
@@ -236,16 +284,8 @@ def adaptive_avg_pool(c: Lowering, x: Any, output_size: Any) -> Map:
     before = c.real(x)
     if all(isinstance(s, int) and s == 1 for s in output_size):
         return _pool(c, "global_avg_pool", before, {})
-    height, width = fixed_engine_size(c, before.shape, "adaptive pooling to more than one pixel")
     rows, columns = _pair(output_size, len(before.shape), 1)
-    if height % rows or width % columns:
-        c.refuse(
-            f"adaptive pooling of a {height}x{width} map to {rows}x{columns} has windows of different sizes",
-            "use avg_pool2d, a picture size that divides evenly, or an output size of 1",
-        )
-    kernel = [height // rows, width // columns]
-    attrs = {"kernel": kernel, "stride": kernel, "padding": [0, 0], "ceil_mode": False, "count_include_pad": True}
-    return _pool(c, "avg_pool", before, attrs)
+    return _pool(c, "adaptive_avg_pool", before, {"height": rows, "width": columns})
 
 
 @lowers("aten.mean.dim")

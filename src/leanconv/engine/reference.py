@@ -135,7 +135,7 @@ def _convolve(op: Op, picture: Map, weight: np.ndarray, pad_value: float, dtype:
     filters = weight.reshape(a["out_channels"], len(taps), -1).astype(dtype)
     total = np.zeros((len(picture), *out, a["out_channels"]), dtype)
     for g in range(groups):
-        read = (g * a.get("shift", ins) + np.arange(ins)) % a["in_channels"]
+        read = (g * int(a.get("shift") or ins) + np.arange(ins)) % a["in_channels"]
         group = columns[..., read].reshape(-1, len(taps) * ins)
         product = group @ filters[g * outs : (g + 1) * outs].reshape(outs, -1).T
         total[..., g * outs : (g + 1) * outs] = product.reshape(len(picture), *out, outs)
@@ -178,7 +178,7 @@ def _gated_conv(op: Op, inputs: list[Map], tensors: dict[str, np.ndarray]) -> Ma
 def _adaptive_avg_pool(op: Op, inputs: list[Map], tensors: dict[str, np.ndarray]) -> Map:
     rows, columns = (
         [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]
-        for size, bins in zip(inputs[0].shape[1:3], output_size(op, _size(inputs[0])), strict=True)
+        for size, bins in zip(_size(inputs[0]), output_size(op, _size(inputs[0])), strict=True)
     )
     windows = [[inputs[0][:, a:b, c:d].astype(np.float64).mean(axis=(1, 2)) for c, d in columns] for a, b in rows]
     return np.stack([np.stack(row, 1) for row in windows], 1).astype(np.float32)

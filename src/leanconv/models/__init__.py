@@ -5,6 +5,9 @@ from leanconv import _torchvision
 _torchvision.ensure_importable()  # before timm
 
 from leanconv.models import (  # noqa: E402, F401  (importing registers)
+    aw_cifar,
+    aw_mobilenet,
+    aw_resnet,
     binary_densenet,
     bireal,
     cifar_resnet,
@@ -12,8 +15,11 @@ from leanconv.models import (  # noqa: E402, F401  (importing registers)
     meliusnet,
     quicknet,
     reactnet,
+    reaf,
+    reaf_mobilenet,
     resnete,
     sofar,
+    wide_resnet,
 )
 from leanconv.models._registry import float_twin, list_models  # noqa: E402
 from leanconv.models.bireal import BiRealBlock  # noqa: E402

@@ -1,5 +1,8 @@
-"""Binary layers and binarisers in ordinary PyTorch."""
+"""Binary layers, binarisers, and drop-in convolutions for float networks, in ordinary PyTorch."""
 
+from leanconv.nn.augmented_attention import AAConv2d
+from leanconv.nn.aw_conv import AWConv2d
+from leanconv.nn.bam import BAM
 from leanconv.nn.binarize import (
     ActivationBinarizer,
     ApproxSign,
@@ -19,8 +22,12 @@ from leanconv.nn.binarize import (
 from leanconv.nn.binary_conv import BinaryConv1d, BinaryConv2d, BinaryConvTranspose2d, BinaryLinear
 from leanconv.nn.convert import ConvertError, convert, convertible
 from leanconv.nn.latent import real_weights
+from leanconv.nn.reaf_conv import ReafConv2d
 
 __all__ = [
+    "BAM",
+    "AAConv2d",
+    "AWConv2d",
     "ActivationBinarizer",
     "ApproxSign",
     "BinaryConv1d",
@@ -31,6 +38,7 @@ __all__ = [
     "MagnitudeWeight",
     "RPReLU",
     "RSign",
+    "ReafConv2d",
     "RealWeightsError",
     "STESign",
     "SignWeight",
