@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -24,3 +25,13 @@ def test_python_blocks_run(page, count, tmp_path, monkeypatch):
 def test_pictures_are_there(page):
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", (DOCS / page).read_text())
     assert all((DOCS / picture).is_file() for picture in pictures)
+
+
+def test_costs_of_drop_in_convolutions_are_those_measured():
+    page = (DOCS / "drop-in.md").read_text()
+    rows = json.loads((DOCS.parent / "results" / "drop_in.json").read_text())["rows"]
+    for network in {row["network"] for row in rows if row["network"] != "resnet50"}:
+        name, _, impl = network.partition(", ")
+        cells = [f"{row['ratio']:.2f}x" for row in rows if row["network"] == network]
+        label = f'`{name}`, `impl="{impl}"`' if impl else f"`{name}`"
+        assert f"| {label} | {' | '.join(cells)} |" in page
