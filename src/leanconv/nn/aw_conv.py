@@ -49,7 +49,8 @@ class AWConv2d(nn.Conv2d):
 
     Zhu et al., "An Attention Module for Convolutional Neural Networks", arXiv 2108.08205. Only the abstract and parts
     quoted elsewhere could be read. From those: the operator, the residual form, pooling, the two 1x1 convolutions with
-    ReLU. [recall], no readable source confirms it: sharing along the inputs, rd_ratio 16, the norms, the sigmoid.
+    ReLU. [recall], no readable source confirms it: the pooled size, sharing along the inputs, rd_ratio 16, the norms,
+    the sigmoid.
     [open]: groups (the maps of a grouped convolution have its weight's shape), biases (none).
 
     >>> layer = AWConv2d(32, 64, 3, padding=1, start="identity")
