@@ -7,9 +7,11 @@
 #include <cerrno>
 #include <system_error>
 
+#include "core/aw_conv.h"
 #include "core/error.h"
 #include "core/model.h"
 #include "core/threads.h"
+#include "kernels/aw_kernels.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -137,6 +139,43 @@ private:
     std::unique_ptr<leanconv::Model> model_;
 };
 
+// AW-convolution: addresses of tensors that the caller keeps alive and has checked, and their sizes.
+leanconv::aw::Shape aw_shape(const std::vector<int64_t>& s) {
+    if (s.size() != 14) throw Error("AW-convolution: a shape has 14 numbers");
+    return {s[0], s[1], s[2], s[3], s[4], s[5], {s[6], s[7]}, {s[8], s[9]}, {s[10], s[11]}, {s[12], s[13]}};
+}
+
+leanconv::aw::Weight aw_weight(uintptr_t data, const std::vector<int64_t>& strides) {
+    if (strides.size() != 4) throw Error("AW-convolution: a weight has 4 axes");
+    return {reinterpret_cast<float*>(data), {strides[0], strides[1], strides[2], strides[3]}};
+}
+
+leanconv::aw::Gains aw_gains(uintptr_t data, const std::vector<int64_t>& sizes) {
+    if (sizes.size() != 6) throw Error("AW-convolution: a gain has 6 axes");
+    return {reinterpret_cast<float*>(data), {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]}};
+}
+
+leanconv::aw::Pixels aw_pixels(uintptr_t data, bool bf16) { return {reinterpret_cast<void*>(data), bf16}; }
+
+using Sizes = std::vector<int64_t>;
+
+void aw_correlate(const Sizes& shape, bool transposed, uintptr_t source, bool source_bf16, uintptr_t weight, const Sizes& strides,
+                uintptr_t gain, const Sizes& gain_sizes, uintptr_t out, bool out_bf16, int threads, const std::string& isa) {
+    const nb::gil_scoped_release release;
+    const auto compute = transposed ? leanconv::aw::input_gradient : leanconv::aw::forward;
+    compute(aw_shape(shape), aw_pixels(source, source_bf16), aw_weight(weight, strides), aw_gains(gain, gain_sizes),
+            aw_pixels(out, out_bf16), {threads, isa});
+}
+
+void aw_weight_gradient(const Sizes& shape, uintptr_t x, bool x_bf16, uintptr_t grad_y, bool grad_y_bf16, uintptr_t weight,
+                        const Sizes& strides, uintptr_t gain, const Sizes& gain_sizes, uintptr_t grad_weight,
+                        const Sizes& grad_strides, uintptr_t grad_gain, int threads, const std::string& isa) {
+    const nb::gil_scoped_release release;
+    leanconv::aw::weight_gradient(aw_shape(shape), aw_pixels(x, x_bf16), aw_pixels(grad_y, grad_y_bf16),
+                                  aw_weight(weight, strides), aw_gains(gain, gain_sizes), aw_weight(grad_weight, grad_strides),
+                                  aw_gains(grad_gain, gain_sizes), {threads, isa});
+}
+
 }  // namespace
 
 NB_MODULE(_core, m) {
@@ -154,6 +193,16 @@ NB_MODULE(_core, m) {
     m.def("read", &read_packed, "source"_a);
     m.def("isa_names", &leanconv::isa_names);
     m.def("available_cores", &leanconv::available_cores);
+    m.def("aw_isa_names", [] {
+        std::vector<std::string> names;
+        for (int i = 0; i < leanconv::aw::kBuiltCount; ++i)
+            if (leanconv::aw::kBuilt[i]->supported()) names.emplace_back(leanconv::aw::kBuilt[i]->name);
+        return names;
+    });
+    m.def("aw_correlate", &aw_correlate, "shape"_a, "transposed"_a, "source"_a, "source_bf16"_a, "weight"_a, "strides"_a, "gain"_a,
+          "gain_sizes"_a, "out"_a, "out_bf16"_a, "threads"_a, "isa"_a = "");
+    m.def("aw_weight_gradient", &aw_weight_gradient, "shape"_a, "x"_a, "x_bf16"_a, "grad_y"_a, "grad_y_bf16"_a, "weight"_a,
+          "strides"_a, "gain"_a, "gain_sizes"_a, "grad_weight"_a, "grad_strides"_a, "grad_gain"_a, "threads"_a, "isa"_a = "");
     nb::class_<PyModel>(m, "Model")
         .def(nb::init<nb::object, int, const std::string&, double>(), "source"_a, "threads"_a = 0, "isa"_a = "",
              "grain_ns"_a = leanconv::kDefaultGrainNs)

@@ -209,7 +209,9 @@ def test_copies_and_state():
 def test_what_auto_chooses():
     def rule(n, channels, size, gain, kernel=3, groups=1):
         x, weight = torch.empty(n, channels, size, size), torch.empty(channels, channels // groups, kernel, kernel)
-        return choose(x, weight, torch.empty(n, groups, *gain), Window(padding=(1, 1), groups=groups))
+        window, gains = Window(padding=(1, 1), groups=groups), torch.empty(n, groups, *gain)
+        assert choose(x, weight, gains, window) == "fused"
+        return choose(x.double(), weight.double(), gains.double(), window)
 
     assert rule(8, 16, 7, (16, 1, 3, 3)) == rule(8, 16, 7, (1, 16, 3, 3)) == "taps"
     assert rule(8, 16, 14, (16, 1, 3, 3)) == rule(1, 16, 7, (16, 1, 3, 3)) == "per_sample"
@@ -233,7 +235,7 @@ def test_pooling_matches_pytorch_under_export(monkeypatch):
         ({"gate": "relu"}, "unknown gate 'relu'"),
         ({"pool": "max"}, "unknown pool 'max'"),
         ({"start": "zero"}, "unknown start 'zero'"),
-        ({"impl": "grouped"}, "unknown impl 'grouped': expected one of auto, per_sample, taps"),
+        ({"impl": "grouped"}, "unknown impl 'grouped': expected one of auto, per_sample, taps, fused"),
         ({"impl": "taps", "share": "none"}, "share='none'"),
         ({"rd_ratio": 0}, "rd_ratio must be a whole number"),
         ({"rd_ratio": 1 / 16}, "rd_ratio must be a whole number"),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from leanconv.nn.aw_fused import fused, supports
 from leanconv.nn.exporting import is_exporting
 
 Pair = tuple[int, int]
@@ -116,7 +117,12 @@ def _unfolded(x: Tensor, weight: Tensor, gain: Tensor, window: Window) -> Tensor
     return y.flatten(1, 2).unflatten(2, (rows, columns))
 
 
-IMPLEMENTATIONS: dict[str, Form] = {"per_sample": _per_sample, "taps": _taps}
+def _fused(x: Tensor, weight: Tensor, gain: Tensor, window: Window) -> Tensor:
+    """By the native core where it can, else the definition."""
+    return (fused if supports(x, weight, gain, window) else _per_sample)(x, weight, gain, window)
+
+
+IMPLEMENTATIONS: dict[str, Form] = {"per_sample": _per_sample, "taps": _taps, "fused": _fused}
 
 
 def choose(x: Tensor, weight: Tensor, gain: Tensor, window: Window) -> str:
@@ -129,6 +135,8 @@ def choose(x: Tensor, weight: Tensor, gain: Tensor, window: Window) -> str:
     >>> choose(torch.empty(8, 4, 9, 9), torch.empty(4, 4, 3, 3), torch.empty(8, 1, 4, 1, 3, 3), Window())
     'taps'
     """
+    if supports(x, weight, gain, window):
+        return "fused"
     if gain.shape[2] != 1 and gain.shape[3] != 1:
         return "per_sample"
     if gain.shape[4:] == (1, 1):
@@ -172,6 +180,9 @@ def gated_conv2d(
     if is_exporting():
         form = _unfolded if gain.shape[2] != 1 and gain.shape[3] != 1 else _taps
         y = form(x, weight, gain, window)
+    elif x.shape[0] == 0:  # the gain has a part in the graph, so that its parameters get gradients of zero
+        y = F.conv2d(x, weight, None, *window)
+        y = y + gain.sum().to(y.dtype)
     else:
         y = IMPLEMENTATIONS[choose(x, weight, gain, window) if impl == "auto" else impl](x, weight, gain, window)
         if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
