@@ -253,16 +253,16 @@ private:
 
     // A tap outside the picture reads frame zeros, which count as -1; what it should count as is pad_value (0 for a
     // transposed convolution). The difference is a constant for each channel and set of outside taps.
-    const int32_t* base_vectors(const Op& op, const Phase& phase, int group, const Axis& rows, const Axis& columns) {
+    const float* base_vectors(const Op& op, const Phase& phase, int group, const Axis& rows, const Axis& columns) {
         const int padded = padded_channels(op.channels / op.groups);
         const Aligned<int32_t>& sums = phase.tap_sums[static_cast<size_t>(group)];
         const int all = static_cast<int>(phase.rows.size() * phase.columns.size()) * (op.in_channels / op.groups);
         const size_t cases = sums.size() ? rows.inside.size() * columns.inside.size() : 1;
-        Aligned<int32_t> base(cases * static_cast<size_t>(padded));
-        std::fill(base.data(), base.data() + base.size(), all);
+        Aligned<float> base(cases * static_cast<size_t>(padded));
+        std::fill(base.data(), base.data() + base.size(), static_cast<float>(all));
         for (size_t r = 0; sums.size() && r < rows.inside.size(); ++r)
             for (size_t c = 0; c < columns.inside.size(); ++c) {
-                int32_t* to = base.data() + (r * columns.inside.size() + c) * static_cast<size_t>(padded);
+                float* to = base.data() + (r * columns.inside.size() + c) * static_cast<size_t>(padded);
                 size_t tap = 0;
                 for (int y = 0; y < static_cast<int>(phase.rows.size()); ++y)
                     for (int x = 0; x < static_cast<int>(phase.columns.size()); ++x, ++tap) {
@@ -270,7 +270,7 @@ private:
                             x < columns.inside[c].second)
                             continue;
                         const int32_t* sum = sums.data() + tap * static_cast<size_t>(padded);
-                        for (int o = 0; o < padded; ++o) to[o] += (op.pad_value + 1) * sum[o];
+                        for (int o = 0; o < padded; ++o) to[o] += static_cast<float>((op.pad_value + 1) * sum[o]);
                     }
             }
         plan_->bases.push_back(std::move(base));

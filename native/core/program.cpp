@@ -410,8 +410,8 @@ private:
             for (int64_t i = bytes - 1; i < op.weight->size; i += bytes)
                 if (op.weight->data[i] >> (in % 8)) t.stop("have filters with bits beyond the last channel");
         }
-        if (int64_t{in} * op.kernel[0] * op.kernel[1] > (1 << 24))
-            t.stop("have filters of more than ", 1 << 24, " weights");  // sums stay exact in float32
+        const int most = binary ? 1 << 22 : 1 << 24;  // binary sums, with what they count outside the picture, are exact in float32
+        if (int64_t{in} * op.kernel[0] * op.kernel[1] > most) t.stop("have filters of more than ", most, " weights");
     }
 
     void step(Op& op, const Fields& f, const Json& json) {

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
+#include <utility>
 
 #include "kernels.h"
 
@@ -14,7 +16,6 @@ namespace {
 
 struct V {
     static constexpr int kLanes = 8;
-    static constexpr bool kMasked = false;
     using F = __m256;
     static __m256i first(int n) {
         return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -42,11 +43,6 @@ struct V {
     static uint32_t ge0(F a) {
         return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_GE_OQ)));
     }
-    static F base_minus_twice(const int32_t* base, const int32_t* pop) {
-        const __m256i p = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(pop));
-        const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(base));
-        return _mm256_cvtepi32_ps(_mm256_sub_epi32(b, _mm256_add_epi32(p, p)));
-    }
 };
 
 }  // namespace
@@ -57,9 +53,9 @@ namespace {
 
 inline __m256i load_words(const uint32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 
-// P jobs x 8 channels at `w` (rows of `lanes` words).
+// P jobs x 8 channels at `w` (rows of `lanes` words): base - 2 * ones, exact in floats (program.cpp bounds the reduction).
 template <int P>
-void count_tile(const BinaryConvArgs& a, int j, const uint32_t* w, int lanes, int c, int32_t (*pop)[kBlock]) {
+void count_tile(const BinaryConvArgs& a, int j, const uint32_t* w, int lanes, int c, const float* const* base, float (*sums)[kBlock]) {
     const __m256i low = _mm256_set1_epi8(0x0f);
     const __m256i table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
     const __m256i one8 = _mm256_set1_epi8(1), one16 = _mm256_set1_epi16(1);
@@ -84,7 +80,9 @@ void count_tile(const BinaryConvArgs& a, int j, const uint32_t* w, int lanes, in
         for (int i = 0; i < P; ++i)
             total[i] = _mm256_add_epi32(total[i], _mm256_madd_epi16(_mm256_maddubs_epi16(bytes[i], one8), one16));
     }
-    for (int i = 0; i < P; ++i) _mm256_store_si256(reinterpret_cast<__m256i*>(pop[i] + c), total[i]);
+    const __m256 minus_two = _mm256_set1_ps(-2.0f);
+    for (int i = 0; i < P; ++i)
+        _mm256_store_ps(sums[i] + c, _mm256_fmadd_ps(minus_two, _mm256_cvtepi32_ps(total[i]), _mm256_loadu_ps(base[i] + c)));
 }
 
 template <int P>
@@ -92,14 +90,14 @@ void binary_tiles(const BinaryConvArgs& a, const EpilogueRunner& run, int begin,
     const int lanes = block_lanes(a.out_channels, block);
     const int padded = block_count(a.out_channels) * kBlock;
     const uint32_t* weights = a.weights + int64_t{block} * a.words * kBlock;
-    alignas(64) int32_t pop[P][kBlock];
+    const int channels = a.out_channels - block * kBlock;
+    alignas(64) float sums[P][kBlock];
     int j = begin;
     for (; j + P <= end; j += P) {
-        for (int c = 0; c < lanes; c += V::kLanes) count_tile<P>(a, j, weights + c, lanes, c, pop);
-        for (int i = 0; i < P; ++i) {
-            const int32_t* base = a.base + int64_t{a.border_case[j + i]} * padded + block * kBlock;
-            finish_binary(run, pixel_of(a.pixel, j + i), block, base, pop[i]);
-        }
+        const float* base[P];
+        for (int i = 0; i < P; ++i) base[i] = a.base + int64_t{a.border_case[j + i]} * padded + block * kBlock;
+        for (int c = 0; c < lanes; c += V::kLanes) count_tile<P>(a, j, weights + c, lanes, c, base, sums);
+        for (int i = 0; i < P; ++i) finish_row(run, pixel_of(a.pixel, j + i), block * kBlock, channels, sums[i]);
     }
     if constexpr (P > 1) binary_tiles<P / 2>(a, run, j, end, block);
 }
@@ -140,7 +138,7 @@ void real_tiles(const RealConvArgs& a, const EpilogueRunner& run, int begin, int
     int j = begin;
     for (; j + P <= end; j += P) {
         for (int c = 0; c < lanes; c += 16) real_tile<P>(a, j, weights + c, lanes, c, sums);
-        for (int i = 0; i < P; ++i) finish_real(run, pixel_of(a.pixel, j + i), block, sums[i]);
+        for (int i = 0; i < P; ++i) finish_row(run, pixel_of(a.pixel, j + i), block * kBlock, a.out_channels - block * kBlock, sums[i]);
     }
     if constexpr (P > 1) real_tiles<P / 2>(a, run, j, end, block);
 }

@@ -10,6 +10,8 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
+#include <utility>
 
 #include "kernels.h"
 
@@ -55,11 +57,11 @@ inline __m512i total(__m512i ones, __m512i twos, __m512i fours, __m512i eights) 
 
 template <int P, int VECTORS>
 struct CarrySaveTile {
-    static constexpr int kPixels = 2;
     static constexpr int kLanes = VECTORS * V::kLanes;
 
     // The byte counters of eights hold 31 groups of 8 words: longer reductions run in pieces.
-    static void run(const TileInput<P>& in, const uint32_t* weights, int32_t (*pop)[kBlock]) {
+    static void run(const TileInput<P>& in, const uint32_t* weights, __m512i (&ones)[P][VECTORS]) {
+        alignas(64) int32_t pop[P][kBlock];
         constexpr int kWords = 31 * 8;
         TileInput<P> piece = in;
         piece.words = std::min(in.words, kWords);
@@ -72,6 +74,8 @@ struct CarrySaveTile {
             for (int i = 0; i < P; ++i)
                 for (int c = 0; c < kLanes; ++c) pop[i][c] += more[i][c];
         }
+        for (int i = 0; i < P; ++i)
+            for (int v = 0; v < VECTORS; ++v) ones[i][v] = _mm512_load_si512(pop[i] + v * V::kLanes);
     }
 
 private:
@@ -166,6 +170,6 @@ bool supported() {
 }  // namespace
 
 extern const Kernels kKernels;
-const Kernels kKernels = {"avx512", supported, binary_conv_blocks<CarrySaveTile>, real_conv, pool, elementwise};
+const Kernels kKernels = {"avx512", supported, binary_conv_blocks<CarrySaveTile, 2, 2>, real_conv, pool, elementwise};
 
 }  // namespace leanconv::avx512

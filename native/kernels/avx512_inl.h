@@ -5,7 +5,6 @@ namespace {
 
 struct V {
     static constexpr int kLanes = 16;
-    static constexpr bool kMasked = true;
     using F = __m512;
     static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1); }
     static F set1(float a) { return _mm512_set1_ps(a); }
@@ -21,11 +20,14 @@ struct V {
     static F select_ge0(F x, F yes, F no) {
         return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GE_OQ), no, yes);
     }
-    static uint32_t ge0(F a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_GE_OQ); }
-    static F base_minus_twice(const int32_t* base, const int32_t* pop) {
-        const __m512i p = _mm512_loadu_si512(pop);
-        return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(base), _mm512_add_epi32(p, p)));
+    // Signs of 64 channels; masks are joined in mask registers and stored from there.
+    static void write_signs(uint32_t* words, const F (&x)[4]) {
+        const __m512 zero = _mm512_setzero_ps();
+        const auto mask = [&](int v) { return static_cast<__mmask32>(_mm512_cmp_ps_mask(x[v], zero, _CMP_GE_OQ)); };
+        _store_mask32(reinterpret_cast<__mmask32*>(words), _mm512_kunpackw(mask(1), mask(0)));
+        _store_mask32(reinterpret_cast<__mmask32*>(words + 1), _mm512_kunpackw(mask(3), mask(2)));
     }
+    static uint32_t ge0(F a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_GE_OQ); }
 };
 
 }  // namespace
@@ -42,37 +44,66 @@ struct TileInput {
     int words;
 };
 
-// Walks [begin, end) in tiles of P, then of P/2 ... 1 jobs. Tile<P, VECTORS>::run(input, weights, lanes, pop) fills
-// pop[P][64]; VECTORS is the number of 16-channel vectors in the block.
+// The weights of the next block, fetched into the second cache a part a tile: the blocks of a wide layer come from memory
+// that is farther away.
+struct Ahead {
+    const char* next = nullptr;
+    int64_t bytes = 0, part = 0;
+
+    Ahead(const BinaryConvArgs& a, int block, int tiles) {
+        if (block + 1 >= block_count(a.out_channels) || tiles == 0) return;
+        next = reinterpret_cast<const char*>(a.weights + int64_t{block + 1} * a.words * kBlock);
+        bytes = int64_t{a.words} * block_lanes(a.out_channels, block + 1) * 4;
+        part = (bytes / tiles + 63) / 64 * 64;
+    }
+    void fetch(int tile) const {
+        const int64_t end = std::min(bytes, (tile + 1) * part);
+        for (int64_t at = tile * part; at < end; at += 64) _mm_prefetch(next + at, _MM_HINT_T1);
+    }
+};
+
+// Walks [begin, end) in tiles of P, then of P/2 ... 1 jobs. Tile<P, VECTORS>::run(input, weights, ones) counts the ones of
+// input xor weights, in registers; VECTORS is the number of 16-channel vectors in the block. base - 2 * ones is exact in
+// floats (program.cpp bounds the reduction).
 template <template <int, int> class Tile, int VECTORS, int P>
 int binary_tiles(const BinaryConvArgs& a, const EpilogueRunner& run, int begin, int end, int block) {
     const int padded = block_count(a.out_channels) * kBlock;
     const uint32_t* weights = a.weights + int64_t{block} * a.words * kBlock;
-    alignas(64) int32_t pop[P][kBlock];
+    const __m512 minus_two = _mm512_set1_ps(-2.0f);
+    const Ahead ahead(a, block, (end - begin) / P);
     int j = begin;
-    for (; j + P <= end; j += P) {
+    for (int t = 0; j + P <= end; j += P, ++t) {
+        ahead.fetch(t);
         TileInput<P> in;
         for (int i = 0; i < P; ++i) in.job[i] = a.input + a.job_offset[j + i];
         in.word_offset = a.word_offset;
         in.words = a.words;
-        Tile<P, VECTORS>::run(in, weights, pop);
-        for (int i = 0; i < P; ++i) {
-            const int32_t* base = a.base + int64_t{a.border_case[j + i]} * padded + block * kBlock;
-            finish_binary<VECTORS>(run, pixel_of(a.pixel, j + i), block, base, pop[i]);
-        }
+        __m512i ones[P][VECTORS];
+        Tile<P, VECTORS>::run(in, weights, ones);
+        int32_t pixel[P];
+        __m512 x[P][VECTORS];
+        unrolled<P>([&](auto i) KERNEL_LAMBDA {
+            pixel[i] = pixel_of(a.pixel, j + i);
+            const float* base = a.base + int64_t{a.border_case[j + i]} * padded + block * kBlock;
+            unrolled<VECTORS>([&](auto v) KERNEL_LAMBDA {
+                x[i][v] = _mm512_fmadd_ps(minus_two, _mm512_cvtepi32_ps(ones[i][v]), _mm512_loadu_ps(base + v * V::kLanes));
+            });
+        });
+        run.tile(pixel, block * kBlock, x);
     }
     if constexpr (P > 1) j = binary_tiles<Tile, VECTORS, P / 2>(a, run, j, end, block);
     return j;
 }
 
-template <template <int, int> class Tile>
+// NARROW, WIDE: jobs a tile for up to 32 channels and for more.
+template <template <int, int> class Tile, int NARROW, int WIDE>
 void binary_conv_blocks(const BinaryConvArgs& a, int begin, int end, int block) {
     const EpilogueRunner run(*a.epilogue);
     switch (block_lanes(a.out_channels, block) / V::kLanes) {
-        case 1: binary_tiles<Tile, 1, Tile<1, 1>::kPixels>(a, run, begin, end, block); break;
-        case 2: binary_tiles<Tile, 2, Tile<1, 2>::kPixels>(a, run, begin, end, block); break;
-        case 3: binary_tiles<Tile, 3, Tile<1, 3>::kPixels>(a, run, begin, end, block); break;
-        default: binary_tiles<Tile, 4, Tile<1, 4>::kPixels>(a, run, begin, end, block); break;
+        case 1: binary_tiles<Tile, 1, NARROW>(a, run, begin, end, block); break;
+        case 2: binary_tiles<Tile, 2, NARROW>(a, run, begin, end, block); break;
+        case 3: binary_tiles<Tile, 3, WIDE>(a, run, begin, end, block); break;
+        default: binary_tiles<Tile, 4, WIDE>(a, run, begin, end, block); break;
     }
 }
 
@@ -126,7 +157,9 @@ void real_tiles(const RealConvArgs& a, const EpilogueRunner& run, int begin, int
                 const Part part = {r, std::min(a.runs, r + run_step), k, std::min(a.run_length, k + term_step)};
                 for (int t = 0; t < tiles; ++t) real_tile<P, VECTORS>(a, part, j + t * P, weights, sums + t * P);
             }
-        for (int i = 0; i < tiles * P; ++i) finish_real<VECTORS>(run, pixel_of(a.pixel, j + i), block, sums[i]);
+        int32_t pixel[P * TILES];
+        for (int i = 0; i < tiles * P; ++i) pixel[i] = pixel_of(a.pixel, j + i);
+        finish_rows<VECTORS>(run, pixel, block, sums, tiles * P);
         j += tiles * P;
     }
     if constexpr (P > 1) real_tiles<VECTORS, P / 2, 1>(a, run, j, end, block);

@@ -2,13 +2,22 @@
 // source file defines `V` and the two convolution tiles inside a namespace of its own and then includes this file there:
 // no symbol is shared between files that are compiled with different flags.
 //
-// V::F      kLanes floats          V::kLanes   8 or 16          V::kMasked   load_n and store_n cost no more than load and store
-// V::load / load_n(p, n) / store / store_n, set1, add, mul, min, max, cvt (int32 -> float), ge0 -> bits
+// V::F      kLanes floats          V::kLanes   8, 16 or 32
+// V::load / load_n(p, n) / store / store_n, set1, add, mul, min, max, ge0 -> bits; write_signs where that is quicker
 
 #define KERNEL_INLINE inline __attribute__((always_inline))
 #define KERNEL_NOINLINE __attribute__((noinline))
+#define KERNEL_LAMBDA __attribute__((always_inline))
 
 namespace {
+
+// f(0), f(1) ... with constants for indices: arrays of vectors that are only accessed so stay in registers.
+template <int N, class F>
+KERNEL_INLINE void unrolled(F f) {
+    [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+        (f(std::integral_constant<int, I>{}), ...);
+    }(std::make_integer_sequence<int, N>{});
+}
 
 constexpr std::array<float, 32> filled(float x) {
     std::array<float, 32> all{};
@@ -38,7 +47,7 @@ inline void write_bits(uint32_t* words, uint64_t bits, int valid) {
     if (valid > 32) words[1] = static_cast<uint32_t>(bits >> 32);
 }
 
-// The common shape of an epilogue, in this order: affine, up to two adds, affine, clip or prelu, then a store and signs.
+// The common form of an epilogue, in this order: affine, up to two adds, affine, clip or prelu, then a store and signs.
 // It runs in registers; anything else goes step by step through a row of 64 floats.
 struct FusedEpilogue {
     static constexpr int kSigns = 4;
@@ -51,11 +60,6 @@ struct FusedEpilogue {
     const Step* sign[kSigns] = {};
     int signs = 0;
     bool valid = true;
-    // The hot ones among them: they run without a branch.
-    enum Shape : uint8_t {
-        kOther, kPlainStore, kPlainStoreSign, kStore, kSign, kStoreSign, kAddStore, kAddStoreSign, kAdd2Store, kAdd2StoreSign,
-        kMean, kMeanSign, kPlainMean, kPlainStoreScaledSign
-    } shape = kOther;
 
     explicit FusedEpilogue(const Epilogue& e) {
         int stage = 0;
@@ -79,21 +83,6 @@ struct FusedEpilogue {
                 default: valid = false;
             }
         }
-        if (!valid || clip || prelu || signs > 1) return;
-        if (signs && (sign[0]->scale || sign[0]->bias)) {
-            const bool whole = sign[0]->scale && sign[0]->bias;
-            if (whole && store && !affine && !add[0]) shape = kPlainStoreScaledSign;
-            return;
-        }
-        if (!affine && !after && !add[0] && store) shape = signs ? kPlainStoreSign : kPlainStore;
-        const bool mean = after && add[1] && after->scale && !after->bias && store;
-        if (!affine && mean && !signs) shape = kPlainMean;
-        if (!affine || !affine->scale || !affine->bias || (add[0] && !store) || (after && !mean)) return;
-        if (mean) shape = signs ? kMeanSign : kMean;
-        else if (add[1]) shape = signs ? kAdd2StoreSign : kAdd2Store;
-        else if (add[0]) shape = signs ? kAddStoreSign : kAddStore;
-        else if (store) shape = signs ? kStoreSign : kStore;
-        else if (signs) shape = kSign;
     }
 
 private:
@@ -108,145 +97,110 @@ struct EpilogueRunner {
     const Epilogue& e;
     FusedEpilogue fused;
 
-    // Addresses of the hot forms, side by side.
-    struct Hot {
-        const float *scale = nullptr, *bias = nullptr, *after = nullptr, *sign_scale = nullptr, *sign_bias = nullptr;
-        const float* residual[2] = {nullptr, nullptr};
-        float* out = nullptr;
-        uint32_t* bits = nullptr;
-        const int32_t* bit_offset = nullptr;
-        int64_t residual_stride[2] = {0, 0}, out_stride = 0;
-    } hot;
+    explicit EpilogueRunner(const Epilogue& epilogue) : e(epilogue), fused(epilogue) {}
 
-    explicit EpilogueRunner(const Epilogue& epilogue) : e(epilogue), fused(epilogue) {
-        if (fused.affine) hot.scale = fused.affine->scale, hot.bias = fused.affine->bias;
-        if (fused.after) hot.after = fused.after->scale;
-        for (int i = 0; i < 2 && fused.add[i]; ++i)
-            hot.residual[i] = fused.add[i]->real, hot.residual_stride[i] = fused.add[i]->pixel_stride;
-        if (fused.store) hot.out = fused.store->real, hot.out_stride = fused.store->pixel_stride;
-        if (fused.signs) {
-            const Step& sign = *fused.sign[0];
-            hot.bits = sign.bits, hot.bit_offset = sign.bit_offset, hot.sign_scale = sign.scale, hot.sign_bias = sign.bias;
-        }
-    }
-
-    // One pixel, channels [c0, c0 + VECTORS * kLanes), as far as they are valid: `get(v)` yields vector v of the incoming
-    // values.
-    template <int VECTORS = kBlock / V::kLanes, class Get>
-    KERNEL_INLINE void pixel(int32_t p, int c0, Get get) const {
-        const int count = std::min(kBlock, e.channels - c0);
-        if (count == VECTORS * V::kLanes) return run<VECTORS, false>(p, c0, count, get);
-        if constexpr (V::kMasked)
-            if (count > (VECTORS - 1) * V::kLanes) return run<VECTORS, true>(p, c0, count, get);
-        run_other(p, c0, count, get);
+    // P pixels, channels [c0, c0 + N * kLanes) as far as they are valid: x[i][v] is vector v of pixel[i]. Each step runs
+    // over the whole tile, so that its addresses and branches cost once and the next tile's work can start beneath it.
+    template <int P, int N>
+    KERNEL_INLINE void tile(const int32_t* pixel, int c0, V::F (&x)[P][N]) const {
+        const int count = std::min(N * V::kLanes, e.channels - c0);
+        if (!fused.valid) return stepwise(pixel, c0, count, x);
+        count == N * V::kLanes ? in_registers<false>(pixel, c0, count, x) : in_registers<true>(pixel, c0, count, x);
     }
 
 private:
-    enum Sign { kNoSign, kPlainSign, kScaledSign };
-
-    template <int VECTORS, bool PARTIAL, class Get>
-    KERNEL_INLINE void run(int32_t p, int c0, int count, Get get) const {
-        const int rest = count - (VECTORS - 1) * V::kLanes;
-        using Fused = FusedEpilogue;
-        switch (fused.shape) {
-            case Fused::kPlainStore: return run_shape<VECTORS, PARTIAL, false, 0, false, true, kNoSign>(p, c0, rest, get);
-            case Fused::kPlainStoreSign: return run_shape<VECTORS, PARTIAL, false, 0, false, true, kPlainSign>(p, c0, rest, get);
-            case Fused::kStore: return run_shape<VECTORS, PARTIAL, true, 0, false, true, kNoSign>(p, c0, rest, get);
-            case Fused::kSign: return run_shape<VECTORS, PARTIAL, true, 0, false, false, kPlainSign>(p, c0, rest, get);
-            case Fused::kStoreSign: return run_shape<VECTORS, PARTIAL, true, 0, false, true, kPlainSign>(p, c0, rest, get);
-            case Fused::kAddStore: return run_shape<VECTORS, PARTIAL, true, 1, false, true, kNoSign>(p, c0, rest, get);
-            case Fused::kAddStoreSign: return run_shape<VECTORS, PARTIAL, true, 1, false, true, kPlainSign>(p, c0, rest, get);
-            case Fused::kAdd2Store: return run_shape<VECTORS, PARTIAL, true, 2, false, true, kNoSign>(p, c0, rest, get);
-            case Fused::kAdd2StoreSign: return run_shape<VECTORS, PARTIAL, true, 2, false, true, kPlainSign>(p, c0, rest, get);
-            case Fused::kMean: return run_shape<VECTORS, PARTIAL, true, 2, true, true, kNoSign>(p, c0, rest, get);
-            case Fused::kMeanSign: return run_shape<VECTORS, PARTIAL, true, 2, true, true, kPlainSign>(p, c0, rest, get);
-            case Fused::kPlainMean: return run_shape<VECTORS, PARTIAL, false, 2, true, true, kNoSign>(p, c0, rest, get);
-            case Fused::kPlainStoreScaledSign: return run_shape<VECTORS, PARTIAL, false, 0, false, true, kScaledSign>(p, c0, rest, get);
-            default: run_other(p, c0, count, get);
-        }
-    }
-
-    // The hot shapes without a branch: [x * scale + bias] [+ residuals] [* after], stored and/or signed. PARTIAL: the last
-    // vector has `rest` channels.
-    template <int VECTORS, bool PARTIAL, bool AFFINE, int ADDS, bool AFTER, bool STORE, Sign SIGN, class Get>
-    KERNEL_INLINE void run_shape(int32_t p, int c0, int rest, Get get) const {
-        const float* residual[2];
-        for (int i = 0; i < ADDS; ++i) residual[i] = hot.residual[i] + p * hot.residual_stride[i] + c0;
-        float* out = hot.out + p * hot.out_stride + c0;
-        uint64_t bits = 0;
-        for (int v = 0; v < VECTORS; ++v) {
-            const int c = v * V::kLanes;
-            const bool whole = !PARTIAL || v + 1 < VECTORS;
-            V::F x = get(v);
-            if constexpr (AFFINE) x = V::add(V::mul(x, V::load(hot.scale + c0 + c)), V::load(hot.bias + c0 + c));
-            for (int i = 0; i < ADDS; ++i) x = V::add(x, whole ? V::load(residual[i] + c) : V::load_n(residual[i] + c, rest));
-            if constexpr (AFTER) x = V::mul(x, V::load(hot.after + c0 + c));
-            if constexpr (STORE) whole ? V::store(out + c, x) : V::store_n(out + c, x, rest);
-            if constexpr (SIGN == kScaledSign)
-                x = V::add(V::mul(x, V::load(hot.sign_scale + c0 + c)), V::load(hot.sign_bias + c0 + c));
-            if constexpr (SIGN != kNoSign) bits |= static_cast<uint64_t>(V::ge0(x)) << c;
-        }
-        if constexpr (SIGN != kNoSign) write_bits(hot.bits + hot.bit_offset[p] + c0 / 32, bits, (VECTORS - 1) * V::kLanes + rest);
-    }
-
-    template <class Get>
-    KERNEL_INLINE void run_other(int32_t p, int c0, int count, Get get) const {
-        fused.valid ? run_vectors<1>(p, c0, count, get) : run_steps(p, c0, count, get);
-    }
-
-    template <int VECTORS, class Get>
-    KERNEL_INLINE void run_vectors(int32_t p, int c0, int count, Get get) const {
-        if constexpr (VECTORS * V::kLanes < kBlock)
-            if (count > VECTORS * V::kLanes) return run_vectors<VECTORS + 1>(p, c0, count, get);
-        run_fused<VECTORS>(p, c0, count, get);
-    }
-
-    template <int VECTORS>
-    static KERNEL_INLINE void affine(V::F (&x)[VECTORS], const Step& s, int c0) {
+    template <int P, int N>
+    static KERNEL_INLINE void affine(V::F (&x)[P][N], const Step& s, int c0) {
         if (s.scale)
-            for (int v = 0; v < VECTORS; ++v) x[v] = V::mul(x[v], V::load(s.scale + c0 + v * V::kLanes));
+            unrolled<N>([&](auto v) KERNEL_LAMBDA {
+                const V::F scale = V::load(s.scale + c0 + v * V::kLanes);
+                unrolled<P>([&](auto i) KERNEL_LAMBDA { x[i][v] = V::mul(x[i][v], scale); });
+            });
         if (s.bias)
-            for (int v = 0; v < VECTORS; ++v) x[v] = V::add(x[v], V::load(s.bias + c0 + v * V::kLanes));
+            unrolled<N>([&](auto v) KERNEL_LAMBDA {
+                const V::F bias = V::load(s.bias + c0 + v * V::kLanes);
+                unrolled<P>([&](auto i) KERNEL_LAMBDA { x[i][v] = V::add(x[i][v], bias); });
+            });
     }
 
-    // Any channel count, any of the fused steps. Only the last vector may have fewer than kLanes channels.
-    template <int VECTORS, class Get>
-    KERNEL_NOINLINE void run_fused(int32_t p, int c0, int count, Get get) const {
-        const int rest = count - (VECTORS - 1) * V::kLanes;
-        const auto lanes = [=](int v) { return v + 1 < VECTORS ? V::kLanes : rest; };
-        V::F x[VECTORS];
-        for (int v = 0; v < VECTORS; ++v) x[v] = get(v);
-        if (fused.affine) affine(x, *fused.affine, c0);
-        for (const Step* add : fused.add) {
-            if (!add) break;
-            const float* other = add->real + int64_t{p} * add->pixel_stride + c0;
-            for (int v = 0; v < VECTORS; ++v) x[v] = V::add(x[v], V::load_n(other + v * V::kLanes, lanes(v)));
-        }
-        if (fused.after) affine(x, *fused.after, c0);
-        if (fused.clip)
-            for (int v = 0; v < VECTORS; ++v) x[v] = clip(x[v], V::set1(fused.clip->min), V::set1(fused.clip->max));
-        if (fused.prelu)
-            for (int v = 0; v < VECTORS; ++v) x[v] = prelu(x[v], V::load(fused.prelu->scale + c0 + v * V::kLanes));
-        if (fused.store) {
-            float* out = fused.store->real + int64_t{p} * fused.store->pixel_stride + c0;
-            for (int v = 0; v < VECTORS; ++v) V::store_n(out + v * V::kLanes, x[v], lanes(v));
-        }
-        for (int i = 0; i < fused.signs; ++i) {
-            const Step& s = *fused.sign[i];
-            V::F y[VECTORS];
-            for (int v = 0; v < VECTORS; ++v) y[v] = x[v];
-            affine(y, s, c0);
+    // Signs of 64 channels, where the instruction set has a quicker way; returns whether it has.
+    template <class Vector, int N>
+    static KERNEL_INLINE bool write_whole_block(uint32_t* words, const typename Vector::F (&x)[N]) {
+        constexpr bool kHas = requires { Vector::write_signs(words, x); };
+        if constexpr (kHas) Vector::write_signs(words, x);
+        return kHas;
+    }
+
+    template <bool PARTIAL, int P, int N>
+    static KERNEL_INLINE void write_signs(const Step& s, const int32_t* pixel, int c0, int count, const V::F (&x)[P][N]) {
+        unrolled<P>([&](auto i) KERNEL_LAMBDA {
+            uint32_t* words = s.bits + s.bit_offset[pixel[i]] + c0 / 32;
+            if constexpr (!PARTIAL)
+                if (write_whole_block<V>(words, x[i])) return;
             uint64_t bits = 0;
-            for (int v = 0; v < VECTORS; ++v) bits |= static_cast<uint64_t>(V::ge0(y[v])) << (v * V::kLanes);
-            write_bits(s.bits + s.bit_offset[p] + c0 / 32, bits, count);
+            unrolled<N>([&](auto v) KERNEL_LAMBDA { bits |= static_cast<uint64_t>(V::ge0(x[i][v])) << (v * V::kLanes); });
+            write_bits(words, bits, count);
+        });
+    }
+
+    // PARTIAL: the last vectors have channels that don't exist.
+    template <bool PARTIAL, int P, int N>
+    KERNEL_INLINE void in_registers(const int32_t* pixel, int c0, int count, V::F (&x)[P][N]) const {
+        const auto load = [&](const float* from, int v) KERNEL_LAMBDA {
+            return PARTIAL ? V::load_n(from + v * V::kLanes, std::clamp(count - v * V::kLanes, 0, V::kLanes)) : V::load(from + v * V::kLanes);
+        };
+        const auto at = [&](const Step& s, int i) KERNEL_LAMBDA { return s.real + int64_t{pixel[i]} * s.pixel_stride + c0; };
+        if (fused.affine) affine(x, *fused.affine, c0);
+        const auto add = [&](const Step& s) KERNEL_LAMBDA {
+            unrolled<P>([&](auto i) KERNEL_LAMBDA {
+                const float* other = at(s, i);
+                unrolled<N>([&](auto v) KERNEL_LAMBDA { x[i][v] = V::add(x[i][v], load(other, v)); });
+            });
+        };
+        if (fused.add[0]) add(*fused.add[0]);
+        if (fused.add[1]) add(*fused.add[1]);
+        if (fused.after) affine(x, *fused.after, c0);
+        if (fused.clip) {
+            const V::F lo = V::set1(fused.clip->min), hi = V::set1(fused.clip->max);
+            unrolled<P>([&](auto i) KERNEL_LAMBDA { unrolled<N>([&](auto v) KERNEL_LAMBDA { x[i][v] = clip(x[i][v], lo, hi); }); });
+        }
+        if (fused.prelu)
+            unrolled<N>([&](auto v) KERNEL_LAMBDA {
+                const V::F slope = V::load(fused.prelu->scale + c0 + v * V::kLanes);
+                unrolled<P>([&](auto i) KERNEL_LAMBDA { x[i][v] = prelu(x[i][v], slope); });
+            });
+        if (fused.store)
+            unrolled<P>([&](auto i) KERNEL_LAMBDA {
+                float* out = at(*fused.store, i);
+                unrolled<N>([&](auto v) KERNEL_LAMBDA {
+                    if constexpr (PARTIAL)
+                        V::store_n(out + v * V::kLanes, x[i][v], std::clamp(count - v * V::kLanes, 0, V::kLanes));
+                    else
+                        V::store(out + v * V::kLanes, x[i][v]);
+                });
+            });
+        for (int k = 0; k < fused.signs; ++k) {
+            const Step& s = *fused.sign[k];
+            if (!s.scale && !s.bias) {
+                write_signs<PARTIAL>(s, pixel, c0, count, x);
+                continue;
+            }
+            V::F y[P][N];
+            unrolled<P>([&](auto i) KERNEL_LAMBDA { unrolled<N>([&](auto v) KERNEL_LAMBDA { y[i][v] = x[i][v]; }); });
+            affine(y, s, c0);
+            write_signs<PARTIAL>(s, pixel, c0, count, y);
         }
     }
 
-    template <class Get>
-    KERNEL_NOINLINE void run_steps(int32_t p, int c0, int count, Get get) const {
-        alignas(64) float row[kBlock];
+    template <int P, int N>
+    KERNEL_INLINE void stepwise(const int32_t* pixel, int c0, int count, const V::F (&x)[P][N]) const {
+        alignas(64) float rows[P][kBlock];
+        unrolled<P>([&](auto i) KERNEL_LAMBDA { unrolled<N>([&](auto v) KERNEL_LAMBDA { V::store(rows[i] + v * V::kLanes, x[i][v]); }); });
+        for (int i = 0; i < P; ++i) run_steps(pixel[i], c0, count, rows[i]);
+    }
+
+    KERNEL_NOINLINE void run_steps(int32_t p, int c0, int count, float* row) const {
         const int vectors = (count + V::kLanes - 1) / V::kLanes;
-        for (int v = 0; v < vectors; ++v) V::store(row + v * V::kLanes, get(v));
         for (int i = 0; i < e.count; ++i) {
             const Step& s = e.steps[i];
             const float* other = s.real ? s.real + int64_t{p} * s.pixel_stride + c0 : nullptr;
@@ -281,15 +235,26 @@ private:
     }
 };
 
-// Integer sums of one pixel's block to the epilogue.
-template <int VECTORS = kBlock / V::kLanes>
-KERNEL_INLINE void finish_binary(const EpilogueRunner& run, int32_t pixel, int block, const int32_t* base, const int32_t* pop) {
-    run.pixel<VECTORS>(pixel, block * kBlock, [=](int v) { return V::base_minus_twice(base + v * V::kLanes, pop + v * V::kLanes); });
+// Rows of up to 64 sums, one a pixel, to the epilogue: four pixels at a time, then one.
+template <int N, int P = 4>
+KERNEL_INLINE void finish_rows(const EpilogueRunner& run, const int32_t* pixel, int block, const float (*rows)[kBlock], int count) {
+    int j = 0;
+    for (; j + P <= count; j += P) {
+        V::F x[P][N];
+        unrolled<P>([&](auto i) KERNEL_LAMBDA { unrolled<N>([&](auto v) KERNEL_LAMBDA { x[i][v] = V::load(rows[j + i] + v * V::kLanes); }); });
+        run.tile(pixel + j, block * kBlock, x);
+    }
+    if constexpr (P > 1) finish_rows<N, 1>(run, pixel + j, block, rows + j, count - j);
 }
 
-template <int VECTORS = kBlock / V::kLanes>
-KERNEL_INLINE void finish_real(const EpilogueRunner& run, int32_t pixel, int block, const float* sums) {
-    run.pixel<VECTORS>(pixel, block * kBlock, [=](int v) { return V::load(sums + v * V::kLanes); });
+// One row: channels [c0, c0 + channels), at most 64 of them.
+template <int N = kBlock / V::kLanes>
+KERNEL_INLINE void finish_row(const EpilogueRunner& run, int32_t pixel, int c0, int channels, const float* row) {
+    if constexpr (N > 1)
+        if (channels <= (N - 1) * V::kLanes) return finish_row<N - 1>(run, pixel, c0, channels, row);
+    V::F x[1][N];
+    unrolled<N>([&](auto v) KERNEL_LAMBDA { x[0][v] = V::load(row + v * V::kLanes); });
+    run.tile(&pixel, c0, x);
 }
 
 // The part of one pooling window that lies inside the picture: taps [begin, end) of each axis.
@@ -351,7 +316,7 @@ void pool_pixels(const PoolArgs& a, int begin, int end) {
             for (; c + 32 <= count; c += 32) pool_window<kGroup, MAX, SCALED>(a, window, c0 + c, V::kLanes, row + c);
             for (; c < count; c += V::kLanes)
                 pool_window<1, MAX, SCALED>(a, window, c0 + c, std::min(V::kLanes, count - c), row + c);
-            finish_real(run, p, c0 / kBlock, row);
+            finish_row(run, p, c0, count, row);
         }
     }
 }
@@ -400,20 +365,42 @@ bool only_signs(const Epilogue& e) {
     return e.count > 0 && std::all_of(e.steps, e.steps + e.count, [](const Step& s) { return s.kind == StepKind::sign; });
 }
 
+// P pixels at a time, 64 channels of each; the rest of a pixel's channels go through a row.
+template <int P>
+void elementwise_pixels(const ElementwiseArgs& a, const EpilogueRunner& run, int begin, int end) {
+    constexpr int kVectors = kBlock / V::kLanes / 2;  // half a block: four pixels of it fit the registers
+    constexpr int kChannels = kVectors * V::kLanes;
+    int p = begin;
+    for (; p + P <= end; p += P) {
+        int32_t pixel[P];
+        const float* at[P];
+        for (int i = 0; i < P; ++i) pixel[i] = p + i, at[i] = a.input + int64_t{p + i} * a.pixel_stride;
+        int c = 0;
+        for (; c + kChannels <= a.channels; c += kChannels) {
+            V::F x[P][kVectors];
+            unrolled<P>([&](auto i) KERNEL_LAMBDA { unrolled<kVectors>([&](auto v) KERNEL_LAMBDA { x[i][v] = V::load(at[i] + c + v * V::kLanes); }); });
+            run.tile(pixel, c, x);
+        }
+        for (; c < a.channels; c += kBlock) {
+            const int count = std::min(kBlock, a.channels - c);
+            for (int i = 0; i < P; ++i) {
+                alignas(64) float row[kBlock];
+                for (int v = 0; v * V::kLanes < count; ++v)
+                    V::store(row + v * V::kLanes, V::load_n(at[i] + c + v * V::kLanes, std::min(V::kLanes, count - v * V::kLanes)));
+                finish_row(run, pixel[i], c, count, row);
+            }
+        }
+    }
+    if constexpr (P > 1) elementwise_pixels<1>(a, run, p, end);
+}
+
 void elementwise(const ElementwiseArgs& a, int begin, int end) {
     if (only_signs(*a.epilogue)) {
         sign_pixels<4>(a, begin, end);
         return;
     }
     const EpilogueRunner run(*a.epilogue);
-    for (int p = begin; p < end; ++p)
-        for (int c0 = 0; c0 < a.channels; c0 += kBlock) {
-            const float* at = a.input + int64_t{p} * a.pixel_stride + c0;
-            const int count = std::min(kBlock, a.channels - c0);
-            run.pixel(p, c0, [=](int v) {
-                return V::load_n(at + v * V::kLanes, std::min(V::kLanes, count - v * V::kLanes));
-            });
-        }
+    elementwise_pixels<4>(a, run, begin, end);
 }
 
 inline int32_t pixel_of(const int32_t* table, int job) { return table ? table[job] : job; }

@@ -46,7 +46,7 @@ struct BinaryConvArgs {
     const int32_t* word_offset;    // [words] offset of each reduction word from the job's first tap
     int words;                     // reduction length in words
     const uint32_t* weights;       // per block, at block * words * 64: [words][block_lanes]
-    const int32_t* base;           // [border cases][out_channels rounded up to 64]
+    const float* base;             // [border cases][out_channels rounded up to 64], whole numbers
     const int32_t* border_case;    // of job j; result = base[case][channel] - 2 * popcount(input xor weight)
     int out_channels;
     const Epilogue* epilogue;

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
+#include <utility>
 
 #include "kernels.h"
 
@@ -11,8 +13,7 @@ namespace leanconv::portable {
 namespace {
 
 struct V {
-    static constexpr int kLanes = 8;
-    static constexpr bool kMasked = false;
+    static constexpr int kLanes = 32;  // fewer, longer vectors build sooner
     struct F {
         float v[kLanes];
     };
@@ -39,9 +40,6 @@ struct V {
         uint32_t bits = 0;
         for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(a.v[i] >= 0) << i;
         return bits;
-    }
-    static F base_minus_twice(const int32_t* base, const int32_t* pop) {
-        return map([=](int i) { return static_cast<float>(base[i] - 2 * pop[i]); });
     }
 };
 
@@ -73,8 +71,10 @@ void binary_conv(const BinaryConvArgs& a, int begin, int end, int block) {
             const uint32_t* w = weights + int64_t{k} * lanes;
             for (int c = 0; c < lanes; ++c) pop[c] += popcount(word ^ w[c]);
         }
-        const int32_t* base = a.base + int64_t{a.border_case[j]} * padded + block * kBlock;
-        finish_binary(run, pixel_of(a.pixel, j), block, base, pop);
+        const float* base = a.base + int64_t{a.border_case[j]} * padded + block * kBlock;
+        alignas(64) float sum[kBlock];
+        for (int c = 0; c < lanes; ++c) sum[c] = base[c] - 2.0f * static_cast<float>(pop[c]);
+        finish_row(run, pixel_of(a.pixel, j), block * kBlock, a.out_channels - block * kBlock, sum);
     }
 }
 
@@ -89,7 +89,7 @@ void real_conv(const RealConvArgs& a, int begin, int end, int block) {
             for (int k = 0; k < a.run_length; ++k, w += lanes)
                 for (int c = 0; c < lanes; ++c) sum[c] += in[k] * w[c];
         }
-        finish_real(run, pixel_of(a.pixel, j), block, sum);
+        finish_row(run, pixel_of(a.pixel, j), block * kBlock, a.out_channels - block * kBlock, sum);
     }
 }
 

@@ -52,14 +52,14 @@ TEST(binary_conv_kernels) {
                 for (int k = 0; k < words; ++k) word_offset.push_back(words - 1 - k);
                 std::vector<uint32_t> weights(static_cast<size_t>(all_lanes(channels)) * static_cast<size_t>(words));
                 const int padded = block_count(channels) * kBlock;
-                std::vector<int32_t> base(static_cast<size_t>(3 * padded));
+                std::vector<float> base(static_cast<size_t>(3 * padded));
                 const auto weight = [&](int c, int k) -> uint32_t& {
                     const int block = c / kBlock;
                     return weights[static_cast<size_t>(block * words * kBlock + k * block_lanes(channels, block) + c % kBlock)];
                 };
                 for (int c = 0; c < channels; ++c) {
                     for (int k = 0; k < words; ++k) weight(c, k) = random_bits();
-                    for (int i = 0; i < 3; ++i) base[static_cast<size_t>(i * padded + c)] = static_cast<int>(random_bits() % 1000);
+                    for (int i = 0; i < 3; ++i) base[static_cast<size_t>(i * padded + c)] = static_cast<float>(random_bits() % 1000);
                 }
                 each_isa([&](const Kernels& kernels) {
                     const int stride = channels + 3;
@@ -92,7 +92,7 @@ TEST(binary_conv_kernels) {
                                 int ones = 0;
                                 for (int k = 0; k < words; ++k)
                                     ones += std::popcount(input[static_cast<size_t>(job_offset[static_cast<size_t>(j)] + word_offset[static_cast<size_t>(k)])] ^ weight(c, k));
-                                want = static_cast<float>(base[static_cast<size_t>(border[static_cast<size_t>(j)] * padded + c)] - 2 * ones);
+                                want = base[static_cast<size_t>(border[static_cast<size_t>(j)] * padded + c)] - 2.0f * static_cast<float>(ones);
                             }
                             same = same && out[static_cast<size_t>(pixel[static_cast<size_t>(j)] * stride + c)] == want;
                         }
