@@ -175,7 +175,7 @@ Model::Model(std::vector<uint8_t> file, int threads, const std::string& isa, dou
     impl_->program = parse_program(parse_container(std::move(file)));
     impl_->kernels = &kernels_named(isa);
     impl_->threads = threads > 0 ? std::min(threads, kMaxThreads) : available_cores();
-    for (const Op& op : impl_->program.ops) impl_->packed.push_back(pack(op));
+    for (const Op& op : impl_->program.ops) impl_->packed.push_back(pack(op, impl_->kernels->binary_weights));
     for (const Port& port : impl_->program.inputs)
         impl_->tables.push_back(port.dims == 4 ? byte_table(impl_->program, port.channels) : std::vector<float>());
 }

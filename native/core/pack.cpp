@@ -75,6 +75,23 @@ void pack_phase(const Op& op, const PackedOp& packed, Phase& phase) {
     }
 }
 
+// The same weights as BinaryWeights::nibbles.
+Aligned<uint32_t> nibbles_of(const Aligned<uint32_t>& words, int count, int channels) {
+    const int last = block_count(channels) - 1;
+    const auto rows = [&](int block) { return (block_lanes(channels, block) + 31) / 32 * 32; };
+    Aligned<uint32_t> out((static_cast<size_t>(last) * kBlock + static_cast<size_t>(rows(last))) * static_cast<size_t>(count) * 2);
+    uint8_t* bytes = reinterpret_cast<uint8_t*>(out.data());
+    for (int b = 0; b <= last; ++b) {
+        const int lanes = block_lanes(channels, b);
+        const uint32_t* from = words.data() + int64_t{b} * count * kBlock;
+        uint8_t* to = bytes + int64_t{b} * count * 8 * kBlock;
+        for (int k = 0; k < count; ++k, from += lanes)
+            for (int n = 0; n < 8; ++n, to += rows(b))
+                for (int c = 0; c < lanes; ++c) to[c] = static_cast<uint8_t>(from[c] >> (4 * n) & 15);
+    }
+    return out;
+}
+
 void pack_binary(const Op& op, PackedOp& packed) {
     const int in = op.in_channels / op.groups;
     packed.group_words = (in + 31) / 32;
@@ -117,9 +134,14 @@ void pack_real(const Op& op, PackedOp& packed) {
 
 }  // namespace
 
-PackedOp pack(const Op& op) {
+PackedOp pack(const Op& op, BinaryWeights binary_weights) {
     PackedOp packed;
-    if (op.kind == OpKind::binary_conv || op.kind == OpKind::binary_conv_transpose) pack_binary(op, packed);
+    if (op.kind == OpKind::binary_conv || op.kind == OpKind::binary_conv_transpose) {
+        pack_binary(op, packed);
+        if (binary_weights == BinaryWeights::nibbles)
+            for (Phase& phase : packed.phases)
+                for (Aligned<uint32_t>& group : phase.weights) group = nibbles_of(group, phase.words, op.channels / op.groups);
+    }
     if (op.real_conv() || op.kind == OpKind::linear) pack_real(op, packed);
     for (const StepSpec& step : op.steps) packed.steps.push_back({channel_array(step.scale), channel_array(step.bias)});
     return packed;

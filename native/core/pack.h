@@ -38,6 +38,6 @@ struct PackedOp {
 
 inline int padded_channels(int channels) { return block_count(channels) * kBlock; }
 
-PackedOp pack(const Op& op);
+PackedOp pack(const Op& op, BinaryWeights binary_weights);
 
 }  // namespace leanconv

@@ -1,8 +1,9 @@
-// AVX2 with FMA: ones are counted through a 16-entry nibble table (vpshufb), byte counts are widened once in 31 words.
+// AVX2 with FMA.
 #include <immintrin.h>
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -51,60 +52,124 @@ struct V {
 
 namespace {
 
-inline __m256i load_words(const uint32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-
-// P jobs x 8 channels at `w` (rows of `lanes` words): base - 2 * ones, exact in floats (program.cpp bounds the reduction).
-template <int P>
-void count_tile(const BinaryConvArgs& a, int j, const uint32_t* w, int lanes, int c, const float* const* base, float (*sums)[kBlock]) {
-    const __m256i low = _mm256_set1_epi8(0x0f);
-    const __m256i table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
-    const __m256i one8 = _mm256_set1_epi8(1), one16 = _mm256_set1_epi16(1);
-    const uint32_t* in[P];
-    for (int i = 0; i < P; ++i) in[i] = a.input + a.job_offset[j + i];
-    __m256i total[P];
-    for (int i = 0; i < P; ++i) total[i] = _mm256_setzero_si256();
-    for (int k = 0; k < a.words;) {
-        const int stop = std::min(k + 31, a.words);  // 31 * 8 ones fit a byte
-        __m256i bytes[P];
-        for (int i = 0; i < P; ++i) bytes[i] = _mm256_setzero_si256();
-        for (; k < stop; ++k, w += lanes) {
-            const int32_t offset = a.word_offset[k];
-            const __m256i weight = load_words(w);
-            for (int i = 0; i < P; ++i) {
-                const __m256i x = _mm256_xor_si256(_mm256_set1_epi32(static_cast<int>(in[i][offset])), weight);
-                const __m256i lo = _mm256_shuffle_epi8(table, _mm256_and_si256(x, low));
-                const __m256i hi = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi32(x, 4), low));
-                bytes[i] = _mm256_add_epi8(bytes[i], _mm256_add_epi8(lo, hi));
-            }
-        }
-        for (int i = 0; i < P; ++i)
-            total[i] = _mm256_add_epi32(total[i], _mm256_madd_epi16(_mm256_maddubs_epi16(bytes[i], one8), one16));
+// Ones of input xor weights by table: a nibble of the input chooses one of 16 tables, a nibble of each weight (a byte for each
+// of 32 channels) looks up in it how many of the four bits differ. Two instructions count 128 products, where xor and the
+// usual nibble counting need four.
+struct DifferenceTables {
+    alignas(32) uint8_t of[16][32];
+    constexpr DifferenceTables() : of() {
+        for (int x = 0; x < 16; ++x)
+            for (int w = 0; w < 32; ++w) of[x][w] = static_cast<uint8_t>(std::popcount(static_cast<unsigned>(x ^ (w & 15))));
     }
-    const __m256 minus_two = _mm256_set1_ps(-2.0f);
-    for (int i = 0; i < P; ++i)
-        _mm256_store_ps(sums[i] + c, _mm256_fmadd_ps(minus_two, _mm256_cvtepi32_ps(total[i]), _mm256_loadu_ps(base[i] + c)));
+};
+constexpr DifferenceTables kDifferences;
+
+constexpr int kByteWords = 7;      // 7 words of 8 nibbles: 224 differences fit a byte
+constexpr int kShortWords = 2044;  // 65,408 fit 16 bits; whole groups of 7
+
+inline __m256i load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+
+// What P jobs read and the words of the reduction, as far as they are counted at once.
+template <int P>
+struct TileInput {
+    const uint32_t* job[P];
+    const int32_t* word_offset;
+    int words;
+};
+
+// P jobs x VECTORS * 32 channels, `in.words` of the reduction, at most kShortWords: counts in 16 bits. Returns the weights
+// behind those that it used.
+template <int P, int VECTORS>
+const uint8_t* count_tile(const TileInput<P>& in, const uint8_t* w, uint16_t (&pop)[P][kBlock]) {
+    for (int k = 0; k < in.words || k == 0;) {
+        const bool first = k == 0;
+        __m256i bytes[P][VECTORS];
+        unrolled<P>([&](auto i) KERNEL_LAMBDA { unrolled<VECTORS>([&](auto v) KERNEL_LAMBDA { bytes[i][v] = _mm256_setzero_si256(); }); });
+        const int stop = std::min(k + kByteWords, in.words);
+        for (; k < stop; ++k) {
+            const int32_t offset = in.word_offset[k];
+            uint32_t word[P];
+            unrolled<P>([&](auto i) KERNEL_LAMBDA { word[i] = in.job[i][offset]; });
+            unrolled<8>([&](auto nibble) KERNEL_LAMBDA {
+                __m256i weight[VECTORS];
+                unrolled<VECTORS>([&](auto v) KERNEL_LAMBDA { weight[v] = load_bytes(w + (nibble * VECTORS + v) * 32); });
+                unrolled<P>([&](auto i) KERNEL_LAMBDA {
+                    const uint32_t at = std::rotr(word[i], 4 * nibble - 5) & 15 << 5;  // nibble * 32: two instructions
+                    const __m256i table = load_bytes(kDifferences.of[0] + at);
+                    unrolled<VECTORS>([&](auto v) KERNEL_LAMBDA {
+                        __m256i sum = _mm256_add_epi8(bytes[i][v], _mm256_shuffle_epi8(table, weight[v]));
+                        asm("" : "+x"(sum));  // g++ would first look everything up and then add
+                        bytes[i][v] = sum;
+                    });
+                });
+            });
+            w += 8 * VECTORS * 32;
+        }
+        unrolled<P>([&](auto i) KERNEL_LAMBDA {
+            unrolled<VECTORS>([&](auto v) KERNEL_LAMBDA {
+                __m256i* to = reinterpret_cast<__m256i*>(pop[i] + v * 32);
+                const __m256i lo = _mm256_cvtepu8_epi16(_mm256_castsi256_si128(bytes[i][v]));
+                const __m256i hi = _mm256_cvtepu8_epi16(_mm256_extracti128_si256(bytes[i][v], 1));
+                _mm256_store_si256(to, first ? lo : _mm256_add_epi16(_mm256_load_si256(to), lo));
+                _mm256_store_si256(to + 1, first ? hi : _mm256_add_epi16(_mm256_load_si256(to + 1), hi));
+            });
+        });
+        if (in.words == 0) break;
+    }
+    return w;
 }
 
-template <int P>
-void binary_tiles(const BinaryConvArgs& a, const EpilogueRunner& run, int begin, int end, int block) {
-    const int lanes = block_lanes(a.out_channels, block);
+// base - 2 * ones, exact in floats (program.cpp bounds the reduction).
+inline __m256 sums_of(const float* base, __m256i ones) {
+    return _mm256_fmadd_ps(_mm256_set1_ps(-2.0f), _mm256_cvtepi32_ps(ones), _mm256_loadu_ps(base));
+}
+
+// P jobs to the epilogue; ones(i, c) are the counts of job i, channels [c, c + 8).
+template <int P, int VECTORS, class Ones>
+void finish(const BinaryConvArgs& a, const EpilogueRunner& run, int j, int block, Ones ones) {
     const int padded = block_count(a.out_channels) * kBlock;
-    const uint32_t* weights = a.weights + int64_t{block} * a.words * kBlock;
-    const int channels = a.out_channels - block * kBlock;
-    alignas(64) float sums[P][kBlock];
+    for (int i = 0; i < P; ++i) {
+        const int32_t pixel = pixel_of(a.pixel, j + i);
+        const float* base = a.base + int64_t{a.border_case[j + i]} * padded + block * kBlock;
+        V::F x[1][VECTORS * 32 / V::kLanes];
+        unrolled<VECTORS * 32 / V::kLanes>([&](auto v) KERNEL_LAMBDA { x[0][v] = sums_of(base + v * V::kLanes, ones(i, v * V::kLanes)); });
+        run.tile(&pixel, block * kBlock, x);
+    }
+}
+
+template <int P, int VECTORS>
+void binary_tiles(const BinaryConvArgs& a, const EpilogueRunner& run, int begin, int end, int block) {
+    const uint8_t* weights = reinterpret_cast<const uint8_t*>(a.weights) + int64_t{block} * a.words * 8 * kBlock;
+    alignas(32) uint16_t pop[P][kBlock];
     int j = begin;
     for (; j + P <= end; j += P) {
-        const float* base[P];
-        for (int i = 0; i < P; ++i) base[i] = a.base + int64_t{a.border_case[j + i]} * padded + block * kBlock;
-        for (int c = 0; c < lanes; c += V::kLanes) count_tile<P>(a, j, weights + c, lanes, c, base, sums);
-        for (int i = 0; i < P; ++i) finish_row(run, pixel_of(a.pixel, j + i), block * kBlock, channels, sums[i]);
+        TileInput<P> in;
+        for (int i = 0; i < P; ++i) in.job[i] = a.input + a.job_offset[j + i];
+        in.word_offset = a.word_offset;
+        in.words = std::min(a.words, kShortWords);
+        const uint8_t* w = count_tile<P, VECTORS>(in, weights, pop);
+        if (a.words > kShortWords) {
+            alignas(32) int32_t total[P][kBlock] = {};
+            for (int done = in.words;;) {
+                for (int i = 0; i < P; ++i)
+                    for (int c = 0; c < VECTORS * 32; ++c) total[i][c] += pop[i][c];
+                if (done == a.words) break;
+                in.word_offset = a.word_offset + done;
+                in.words = std::min(a.words - done, kShortWords);
+                w = count_tile<P, VECTORS>(in, w, pop);
+                done += in.words;
+            }
+            finish<P, VECTORS>(a, run, j, block, [&](int i, int c) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(total[i] + c)); });
+            continue;
+        }
+        finish<P, VECTORS>(a, run, j, block, [&](int i, int c) { return _mm256_cvtepu16_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(pop[i] + c))); });
     }
-    if constexpr (P > 1) binary_tiles<P / 2>(a, run, j, end, block);
+    if constexpr (P > 1) binary_tiles<P / 2, VECTORS>(a, run, j, end, block);
 }
 
 void binary_conv(const BinaryConvArgs& a, int begin, int end, int block) {
     const EpilogueRunner run(*a.epilogue);
-    binary_tiles<4>(a, run, begin, end, block);
+    block_lanes(a.out_channels, block) > 32 ? binary_tiles<4, 2>(a, run, begin, end, block) : binary_tiles<4, 1>(a, run, begin, end, block);
 }
 
 // P pixels x 16 channels of float sums in registers.
@@ -153,6 +218,6 @@ bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 }  // namespace
 
 extern const Kernels kKernels;
-const Kernels kKernels = {"avx2", supported, binary_conv, real_conv, pool, elementwise};
+const Kernels kKernels = {"avx2", supported, BinaryWeights::nibbles, binary_conv, real_conv, pool, elementwise};
 
 }  // namespace leanconv::avx2

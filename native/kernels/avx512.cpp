@@ -170,6 +170,6 @@ bool supported() {
 }  // namespace
 
 extern const Kernels kKernels;
-const Kernels kKernels = {"avx512", supported, binary_conv_blocks<CarrySaveTile, 2, 2>, real_conv, pool, elementwise};
+const Kernels kKernels = {"avx512", supported, BinaryWeights::words, binary_conv_blocks<CarrySaveTile, 2, 2>, real_conv, pool, elementwise};
 
 }  // namespace leanconv::avx512

@@ -62,6 +62,6 @@ bool supported() {
 }  // namespace
 
 extern const Kernels kKernels;
-const Kernels kKernels = {"avx512vpopcntdq", supported, binary_conv_blocks<PopcountTile, 8, 4>, real_conv, pool, elementwise};
+const Kernels kKernels = {"avx512vpopcntdq", supported, BinaryWeights::words, binary_conv_blocks<PopcountTile, 8, 4>, real_conv, pool, elementwise};
 
 }  // namespace leanconv::avx512vpopcntdq

@@ -38,6 +38,11 @@ struct Epilogue {
     int channels = 0;  // valid channels; nothing is read from or written to real maps beyond them
 };
 
+// How an instruction set wants the weights of a binary convolution. `words`: per block, at block * words * 64, words
+// [words][block_lanes]. `nibbles`: per block, at block * words * 512 bytes, bytes [8 * words][lanes] with four bits each,
+// the lowest first; lanes are block_lanes rounded up to 32.
+enum class BinaryWeights : uint8_t { words, nibbles };
+
 // Jobs j in [begin, end) of one channel block. Job j computes output pixel (pixel ? pixel[j] : j).
 struct BinaryConvArgs {
     const uint32_t* input;         // framed bit map
@@ -45,7 +50,7 @@ struct BinaryConvArgs {
     const int32_t* pixel;          // null = identity
     const int32_t* word_offset;    // [words] offset of each reduction word from the job's first tap
     int words;                     // reduction length in words
-    const uint32_t* weights;       // per block, at block * words * 64: [words][block_lanes]
+    const uint32_t* weights;       // BinaryWeights
     const float* base;             // [border cases][out_channels rounded up to 64], whole numbers
     const int32_t* border_case;    // of job j; result = base[case][channel] - 2 * popcount(input xor weight)
     int out_channels;
@@ -86,6 +91,7 @@ struct ElementwiseArgs {
 struct Kernels {
     const char* name;
     bool (*supported)();  // by this processor
+    BinaryWeights binary_weights;
     void (*binary_conv)(const BinaryConvArgs&, int begin, int end, int block);
     void (*real_conv)(const RealConvArgs&, int begin, int end, int block);
     void (*pool)(const PoolArgs&, int begin, int end);                // output pixels, all channels

@@ -98,6 +98,6 @@ bool supported() { return true; }
 }  // namespace
 
 extern const Kernels kKernels;
-const Kernels kKernels = {"portable", supported, binary_conv, real_conv, pool, elementwise};
+const Kernels kKernels = {"portable", supported, BinaryWeights::words, binary_conv, real_conv, pool, elementwise};
 
 }  // namespace leanconv::portable

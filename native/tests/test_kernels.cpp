@@ -36,11 +36,24 @@ int all_lanes(int channels) {
     return last * kBlock + block_lanes(channels, last);
 }
 
+// BinaryWeights::nibbles from BinaryWeights::words.
+std::vector<uint32_t> nibbles_of(const std::vector<uint32_t>& words, int count, int channels) {
+    std::vector<uint32_t> out(static_cast<size_t>(block_count(channels) * count * 2 * kBlock) + 1);
+    auto* bytes = reinterpret_cast<uint8_t*>(out.data());
+    for (int c = 0; c < channels; ++c)
+        for (int n = 0; n < count * 8; ++n) {
+            const int block = c / kBlock, lanes = block_lanes(channels, block), rows = (lanes + 31) / 32 * 32;
+            const uint32_t word = words[static_cast<size_t>((block * count * kBlock) + n / 8 * lanes + c % kBlock)];
+            bytes[(block * count * 8 * kBlock) + n * rows + c % kBlock] = static_cast<uint8_t>(word >> (n % 8 * 4) & 15);
+        }
+    return out;
+}
+
 }  // namespace
 
 TEST(binary_conv_kernels) {
     for (int channels : {1, 15, 16, 17, 33, 48, 64, 65, 130})
-        for (int words : {0, 1, 2, 5, 8, 9, 18, 248, 249, 300})
+        for (int words : {0, 1, 2, 7, 8, 9, 18, 248, 249, 300, 2050})
             for (int jobs : {1, 2, 3, 7, 18}) {
                 const auto input = filled<uint32_t>(static_cast<size_t>(words + jobs * 2), random_bits);
                 std::vector<int32_t> job_offset, word_offset, border, pixel;
@@ -75,7 +88,8 @@ TEST(binary_conv_kernels) {
                     a.pixel = pixel.data();
                     a.word_offset = word_offset.data();
                     a.words = words;
-                    a.weights = weights.data();
+                    const std::vector<uint32_t> nibbles = nibbles_of(weights, words, channels);
+                    a.weights = kernels.binary_weights == BinaryWeights::nibbles ? nibbles.data() : weights.data();
                     a.base = base.data();
                     a.border_case = border.data();
                     a.out_channels = channels;
