@@ -10,6 +10,7 @@
 #include "core/aw_conv.h"
 #include "core/error.h"
 #include "core/model.h"
+#include "core/peaks.h"
 #include "core/threads.h"
 #include "kernels/aw_kernels.h"
 
@@ -54,9 +55,10 @@ nb::object numpy_array(const leanconv::Tensor& t) {
     auto* copy = new uint8_t[static_cast<size_t>(t.size) + 1];
     std::copy(t.data, t.data + t.size, copy);
     nb::capsule owner(copy, [](void* p) noexcept { delete[] static_cast<uint8_t*>(p); });
-    const bool f32 = t.dtype == leanconv::DType::f32;
-    return nb::cast(nb::ndarray<nb::numpy>(copy, shape.size(), shape.data(), owner, nullptr,
-                                           f32 ? nb::dtype<float>() : nb::dtype<uint8_t>()));
+    const auto dtype = t.dtype == leanconv::DType::f32  ? nb::dtype<float>()
+                       : t.dtype == leanconv::DType::i8 ? nb::dtype<int8_t>()
+                                                        : nb::dtype<uint8_t>();
+    return nb::cast(nb::ndarray<nb::numpy>(copy, shape.size(), shape.data(), owner, nullptr, dtype));
 }
 
 nb::tuple read_packed(nb::object source) {
@@ -68,6 +70,39 @@ nb::tuple read_packed(nb::object source) {
     nb::dict tensors;
     for (const auto& [name, tensor] : program.file.tensors) tensors[name.c_str()] = numpy_array(tensor);
     return nb::make_tuple(program.file.program, tensors);
+}
+
+nb::dict peaks(double seconds, int threads) {
+    if (!(seconds > 0 && seconds < 3600)) throw Error("peaks are measured for more than 0 and less than 3600 seconds");
+    if (threads < 1 || threads > leanconv::kMaxThreads) throw Error("peaks are measured on 1 to 1024 threads");
+    leanconv::Peaks found;
+    {
+        const nb::gil_scoped_release release;
+        found = leanconv::measure_peaks(seconds, threads);
+    }
+    nb::list arithmetic, bandwidth;
+    for (const leanconv::PeakRate& r : found.rates) {
+        nb::dict d;
+        d["name"] = r.name;
+        d["isa"] = r.isa;
+        d["kind"] = r.kind;
+        d["gmacs"] = r.gmacs;
+        d["macs_per_cycle"] = r.macs_per_cycle;
+        arithmetic.append(d);
+    }
+    for (const leanconv::Bandwidth& b : found.bandwidths) {
+        nb::dict d;
+        d["level"] = b.level;
+        d["bytes"] = b.bytes;
+        d["gb_per_s"] = b.gb_per_s;
+        bandwidth.append(d);
+    }
+    nb::dict result;
+    result["clock_ghz"] = found.clock_ghz;
+    result["threads"] = found.threads;
+    result["arithmetic"] = arithmetic;
+    result["bandwidth"] = bandwidth;
+    return result;
 }
 
 class PyModel {
@@ -203,6 +238,7 @@ NB_MODULE(_core, m) {
           "gain_sizes"_a, "out"_a, "out_bf16"_a, "threads"_a, "isa"_a = "");
     m.def("aw_weight_gradient", &aw_weight_gradient, "shape"_a, "x"_a, "x_bf16"_a, "grad_y"_a, "grad_y_bf16"_a, "weight"_a,
           "strides"_a, "gain"_a, "gain_sizes"_a, "grad_weight"_a, "grad_strides"_a, "grad_gain"_a, "threads"_a, "isa"_a = "");
+    m.def("peaks", &peaks, "seconds"_a = 0.5, "threads"_a = 1);
     nb::class_<PyModel>(m, "Model")
         .def(nb::init<nb::object, int, const std::string&, double>(), "source"_a, "threads"_a = 0, "isa"_a = "",
              "grain_ns"_a = leanconv::kDefaultGrainNs)

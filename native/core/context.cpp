@@ -140,12 +140,17 @@ Context::Context(std::shared_ptr<const Plan> plan, const Kernels& kernels)
             for (Step& step : s.steps[i]) {
                 bind(step.real);
                 bind(step.bits);
+                bind(step.bytes);
             }
             s.epilogues[i].steps = s.steps[i].data();
         }
         for (size_t i = 0; i < s.binary.size(); ++i) {
             bind(s.binary[i].input);
             s.binary[i].epilogue = &s.epilogues[i % s.epilogues.size()];
+        }
+        for (Int8ConvArgs& a : s.int8) {
+            bind(a.input);
+            a.epilogue = &s.epilogues[0];
         }
         for (size_t i = 0; i < s.real.size(); ++i) {
             bind(s.real[i].input);
@@ -170,7 +175,15 @@ Context::Context(std::shared_ptr<const Plan> plan, const Kernels& kernels)
         bind(s.regroup.from);
         bind(s.regroup.to);
     }
-    for (CopyArgs& a : inputs_) bind(a.to.data);
+    for (FillArgs a : plan_->fills) {
+        bind(a.data);
+        for (int64_t p = 0; p < a.pixels; ++p)
+            for (int c = 0; c < a.value->channels; ++c) *a.data++ = a.value->zero_of(c);
+    }
+    for (CopyArgs& a : inputs_) {
+        bind(a.to.data);
+        bind(a.bytes);
+    }
     for (CopyArgs& a : outputs_) bind(a.from.data);
 }
 
@@ -204,7 +217,10 @@ void Context::load(int input, const Picture& picture) const {
     const int64_t plane = int64_t{a.height} * a.width;
     const auto bytes = channels == 3 ? load_bytes<3> : channels == 1 ? load_bytes<1> : load_bytes<0>;
     const auto planes = channels == 3 ? load_planes<3> : channels == 1 ? load_planes<1> : load_planes<0>;
-    for (int y = 0; y < a.height; ++y) {
+    for (int y = 0; y < a.height && a.bytes; ++y)
+        std::memcpy(a.bytes + int64_t{y} * a.to.row_pixels * stride,
+                    static_cast<const uint8_t*>(picture.data) + int64_t{y} * a.width * channels, static_cast<size_t>(a.width) * static_cast<size_t>(channels));
+    for (int y = 0; y < a.height && !a.bytes; ++y) {
         float* to = a.to.data + int64_t{y} * a.to.row_pixels * stride;
         const int64_t pixel = int64_t{y} * a.width;
         if (picture.table)
@@ -228,12 +244,14 @@ void Context::store(int output, float* to) const {
 void Context::pooled(const Stage& s, int begin, int end, int slot) const {
     const BandArgs& b = s.band;
     float* const band = b.band + slot * b.slot_floats;
-    RealConvArgs conv = s.real[0];
     PoolArgs pool = s.pool;
     std::array<Step, 8> steps;
     std::copy(s.steps[0].begin(), s.steps[0].end(), steps.begin());
     const Epilogue epilogue = {steps.data(), s.epilogues[0].count, s.epilogues[0].channels};
-    conv.epilogue = &epilogue;
+    const auto convolve = [&](auto kernel, auto conv, int first_row, int end_row) {
+        conv.epilogue = &epilogue;
+        for (int block = 0; block < block_count(conv.out_channels); ++block) kernel(conv, first_row * b.width, end_row * b.width, block);
+    };
     int front = 0, kept = 0;  // the band holds rows [front, kept)
     for (int row = begin; row < end; row += b.pool_rows) {
         const int stop = std::min(end, row + b.pool_rows);
@@ -246,8 +264,7 @@ void Context::pooled(const Stage& s, int begin, int end, int slot) const {
         float* const map = reinterpret_cast<float*>(reinterpret_cast<uintptr_t>(band) - sizeof(float) * static_cast<uintptr_t>(first) * b.row_floats);
         steps[static_cast<size_t>(b.store)].real = map;
         pool.input = map;
-        for (int block = 0; block < block_count(conv.out_channels); ++block)
-            kernels_.real_conv(conv, fresh * b.width, last * b.width, block);
+        s.int8.empty() ? convolve(kernels_.real_conv, s.real[0], fresh, last) : convolve(kernels_.int8_conv, s.int8[0], fresh, last);
         kernels_.pool(pool, row * pool.out_width, stop * pool.out_width);
         kept = last;
         front = first;
@@ -258,6 +275,7 @@ void Context::unit(const Stage& s, const Unit& u, int slot) const {
     switch (s.kind) {
         case StageKind::binary: kernels_.binary_conv(s.binary[static_cast<size_t>(u.part)], u.begin, u.end, u.block); break;
         case StageKind::real: kernels_.real_conv(s.real[static_cast<size_t>(u.part)], u.begin, u.end, u.block); break;
+        case StageKind::int8: kernels_.int8_conv(s.int8[0], u.begin, u.end, u.block); break;
         case StageKind::pooled: pooled(s, u.begin, u.end, slot); break;
         case StageKind::depthwise: depthwise(s.depthwise, u.begin, u.end); break;
         case StageKind::pool: kernels_.pool(s.pool, u.begin, u.end); break;

@@ -60,8 +60,10 @@ Region parse_tensor(const std::string& name, const Json& entry, int64_t data_siz
         tensor.dtype = DType::u8;
     else if (dtype->string == "F32")
         tensor.dtype = DType::f32;
+    else if (dtype->string == "I8")
+        tensor.dtype = DType::i8;
     else
-        bad("its type is neither U8 nor F32");
+        bad("its type is none of U8, I8 and F32");
     if (!shape->is(Json::Type::array) || shape->items.size() > 8) bad("its shape is not a short list");
     int64_t bytes = tensor.dtype == DType::f32 ? 4 : 1;
     for (const Json& dim : shape->items) {
@@ -84,7 +86,7 @@ std::string digest(const Container& c) {
     Sha256 sha;
     sha.update(c.program);
     for (const auto& [name, tensor] : c.tensors) {  // std::map: ascending bytes
-        std::string line = "\n" + name + (tensor.dtype == DType::f32 ? " F32 " : " U8 ");
+        std::string line = "\n" + name + (tensor.dtype == DType::f32 ? " F32 " : tensor.dtype == DType::i8 ? " I8 " : " U8 ");
         for (size_t i = 0; i < tensor.shape.size(); ++i) line += text(i ? "," : "", tensor.shape[i]);
         sha.update(line + "\n");
         sha.update(tensor.data, static_cast<size_t>(tensor.size));

@@ -11,7 +11,7 @@
 
 namespace leanconv {
 
-enum class DType : uint8_t { u8, f32 };
+enum class DType : uint8_t { u8, f32, i8 };
 
 struct Tensor {
     DType dtype = DType::u8;

@@ -89,6 +89,7 @@ protected:
         frames();
         join_concatenations();
         bands();
+        allocate_bytes();
         allocate_real();
         allocate_bits();
     }
@@ -101,15 +102,13 @@ protected:
 
     Size out_size(const Op& op) const {
         for (const StepSpec& s : op.steps)
-            if (s.kind == StepKind::store || s.kind == StepKind::sign) return size_of(s.value);
+            if (writes(s.kind)) return size_of(s.value);
         return size_of(op.output);
     }
 
     // An operator none of whose results is kept does nothing.
     static bool idle(const Op& op) {
-        return op.output < 0 && std::none_of(op.steps.begin(), op.steps.end(), [](const StepSpec& s) {
-                   return s.kind == StepKind::store || s.kind == StepKind::sign;
-               });
+        return op.output < 0 && std::none_of(op.steps.begin(), op.steps.end(), [](const StepSpec& s) { return writes(s.kind); });
     }
 
     static bool padded(const Op& op) {
@@ -139,7 +138,7 @@ protected:
             if (op.output >= 0) write(op.output);
             for (const StepSpec& s : op.steps) {
                 if (s.value < 0) continue;
-                s.kind == StepKind::store || s.kind == StepKind::sign ? write(s.value) : read(s.value);
+                writes(s.kind) ? write(s.value) : read(s.value);
             }
         }
         for (const Port& port : program_.outputs) {
@@ -175,6 +174,8 @@ protected:
     void frames() {
         for (int i = 0; i < static_cast<int>(program_.ops.size()); ++i) {
             const Op& op = op_at(i);
+            if (op.kind == OpKind::int8_conv)
+                place(op.inputs[0]).frame.include({op.padding[0], op.padding[1], op.padding[2], op.padding[3]});
             if (packed_at(i).phases.empty() || idle(op) || packed_at(i).regroup) continue;
             place(op.inputs[0]).frame.include(reach(i));
         }
@@ -210,7 +211,7 @@ protected:
         if (index + 1 >= static_cast<int>(program_.ops.size())) return false;
         const Op& conv = op_at(index);
         const Op& pool = op_at(index + 1);
-        if (conv.kind != OpKind::conv || conv.groups != 1 || conv.steps.size() > kBandSteps || idle(pool)) return false;
+        if ((conv.kind != OpKind::conv && conv.kind != OpKind::int8_conv) || conv.groups != 1 || conv.steps.size() > kBandSteps || idle(pool)) return false;
         if (pool.kind != OpKind::max_pool && pool.kind != OpKind::avg_pool) return false;
         const auto stores = std::count_if(conv.steps.begin(), conv.steps.end(),
                                           [](const StepSpec& s) { return s.kind == StepKind::store; });
@@ -313,7 +314,7 @@ protected:
 
     void allocate_real() {
         for (const Port& port : program_.inputs)
-            if (place(port.value).framed_for < 0 && place(port.value).buffer < 0) own_buffer(port.value);
+            if (place(port.value).framed_for < 0 && place(port.value).buffer < 0) own_buffer(port.value);  // bytes have one
         for (int i = 0; i < static_cast<int>(program_.ops.size()); ++i) {
             const Op& op = op_at(i);
             if (scaled_by_previous(i + 1)) continue;
@@ -347,6 +348,27 @@ protected:
     int framed_buffer(const Frame& f, Size size, int64_t per_pixel, int first, int last) {
         const int64_t bytes = framed_elements(f, size, per_pixel) * 4;
         return memory_.framed({f.top, f.left, f.bottom, f.right, size.height, size.width, per_pixel}, bytes, first, last);
+    }
+
+    // A frame of bytes holds the zero points: it is filled once, so its memory is nobody else's.
+    void allocate_bytes() {
+        constexpr int64_t kBehind = 3;  // bytes that a kernel may read behind the last pixel
+        for (int v = 0; v < static_cast<int>(places_.size()); ++v) {
+            if (!value(v).bytes) continue;
+            Place& p = place(v);
+            const Frame& f = p.frame;
+            const int64_t bytes = framed_elements(f, size_of(v), value(v).channels);
+            p.pixel_stride = value(v).channels;
+            p.row_pixels = static_cast<int>(size_of(v).width + f.left + f.right);
+            p.offset = (f.top * p.row_pixels + f.left) * p.pixel_stride;
+            if (f.none()) {
+                p.buffer = memory_.buffer(bytes + kBehind, p.first, p.last);
+                continue;
+            }
+            p.buffer = memory_.framed({f.top, f.left, f.bottom, f.right, size_of(v).height, size_of(v).width, -1 - v}, bytes + kBehind,
+                                      p.first, p.last);
+            plan_->fills.push_back({encode<uint8_t>(p.buffer, 0), bytes / p.pixel_stride, &value(v)});
+        }
     }
 
     void allocate_bits() {
@@ -385,7 +407,9 @@ protected:
             for (Step& s : steps) {
                 relocate(s.real);
                 relocate(s.bits);
+                relocate(s.bytes);
             }
+        for (auto& a : stage.int8) relocate(a.input);
         for (auto& a : stage.binary) relocate(a.input);
         for (auto& a : stage.real) {
             relocate(a.input);

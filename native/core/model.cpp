@@ -60,13 +60,14 @@ std::string shape_text(const std::vector<int64_t>& shape) {
     return out + "]";
 }
 
-std::string expected(const Port& port, bool bytes) {
+// `floats` and `bytes`: what the port takes.
+std::string expected(const Port& port, bool floats, bool bytes) {
     const auto side = [](int n, const char* letter) { return n ? std::to_string(n) : std::string(letter); };
     const std::string c = std::to_string(port.channels);
     const std::string h = side(port.height, "H"), w = side(port.width, port.dims == 3 ? "L" : "W");
-    std::string out = "float32 [N, " + c + (port.dims == 4 ? ", " + h + ", " + w : port.dims == 3 ? ", " + w : "") + "]";
-    if (bytes) out += " or uint8 pictures [N, " + h + ", " + w + ", " + c + "]";
-    return out;
+    const std::string array = "float32 [N, " + c + (port.dims == 4 ? ", " + h + ", " + w : port.dims == 3 ? ", " + w : "") + "]";
+    const std::string pictures = "uint8 pictures [N, " + h + ", " + w + ", " + c + "]";
+    return !floats ? pictures : bytes ? array + " or " + pictures : array;
 }
 
 }  // namespace
@@ -175,7 +176,7 @@ Model::Model(std::vector<uint8_t> file, int threads, const std::string& isa, dou
     impl_->program = parse_program(parse_container(std::move(file)));
     impl_->kernels = &kernels_named(isa);
     impl_->threads = threads > 0 ? std::min(threads, kMaxThreads) : available_cores();
-    for (const Op& op : impl_->program.ops) impl_->packed.push_back(pack(op, impl_->kernels->binary_weights));
+    for (const Op& op : impl_->program.ops) impl_->packed.push_back(pack(impl_->program, op, impl_->kernels->binary_weights));
     for (const Port& port : impl_->program.inputs)
         impl_->tables.push_back(port.dims == 4 ? byte_table(impl_->program, port.channels) : std::vector<float>());
 }
@@ -195,15 +196,18 @@ Model::Call Model::prepare(std::vector<InputArray> inputs) const {
     for (size_t i = 0; i < inputs.size(); ++i) {
         const Port& port = p.inputs[i];
         const std::vector<int64_t>& shape = inputs[i].shape;
-        const bool bytes = !impl_->tables[i].empty();
+        const bool floats = !p.values[static_cast<size_t>(port.value)].bytes;
+        const bool bytes = !floats || !impl_->tables[i].empty();
         const std::string name = p.inputs.size() > 1 ? "input '" + port.name + "'" : "the network";
         const auto stop = [&] {
-            fail(name, " takes ", expected(port, bytes), "; given was ", inputs[i].is_uint8 ? "uint8 " : "float32 ", shape_text(shape));
+            fail(name, " takes ", expected(port, floats, bytes), "; given was ", inputs[i].is_uint8 ? "uint8 " : "float32 ", shape_text(shape),
+                 floats ? "" : ": its first layer computes in int8, on the bytes of the pictures");
         };
+        if (!inputs[i].is_uint8 && !floats) stop();
         if (inputs[i].is_uint8 && !bytes) {
             if (port.dims == 4 && shape.size() == 4)
                 fail(name, " was compiled without a mean and std for each of its ", port.channels,
-                     " channels, so it cannot take uint8 pictures; give it ", expected(port, false));
+                     " channels, so it cannot take uint8 pictures; give it ", expected(port, true, false));
             stop();
         }
         if (shape.size() != static_cast<size_t>(port.dims)) stop();

@@ -132,10 +132,30 @@ void pack_real(const Op& op, PackedOp& packed) {
     }
 }
 
+void pack_int8(const Op& op, const Value& input, PackedOp& packed) {
+    const int runs = op.kernel[0] * int8_row_runs(op), run_groups = int8_run_groups(op), bytes = int8_run_bytes(op);
+    const int groups = runs * run_groups;
+    packed.int8 = Aligned<int8_t>(static_cast<size_t>(all_lanes(op.channels)) * groups * 4);
+    packed.int8_base = Aligned<int32_t>(static_cast<size_t>(padded_channels(op.channels)));
+    const auto* from = reinterpret_cast<const int8_t*>(op.weight->data);
+    for (int o = 0; o < op.channels; ++o) {
+        const int block = o / kBlock, lanes = block_lanes(op.channels, block);
+        int8_t* to = packed.int8.data() + (int64_t{block} * groups * kBlock + o % kBlock) * 4;
+        int32_t base = 0;
+        for (int r = 0; r < runs; ++r)
+            for (int i = 0; i < bytes; ++i, ++from) {
+                to[(int64_t{r} * run_groups + i / 4) * lanes * 4 + i % 4] = *from;
+                base -= *from * input.zero_of(i % op.in_channels);
+            }
+        packed.int8_base[static_cast<size_t>(o)] = base;
+    }
+}
+
 }  // namespace
 
-PackedOp pack(const Op& op, BinaryWeights binary_weights) {
+PackedOp pack(const Program& program, const Op& op, BinaryWeights binary_weights) {
     PackedOp packed;
+    if (op.kind == OpKind::int8_conv) pack_int8(op, program.values[static_cast<size_t>(op.inputs[0])], packed);
     if (op.kind == OpKind::binary_conv || op.kind == OpKind::binary_conv_transpose) {
         pack_binary(op, packed);
         if (binary_weights == BinaryWeights::nibbles)

@@ -33,11 +33,18 @@ struct PackedOp {
     bool depthwise = false;            // conv with one input and one output channel a group
     std::vector<Phase> phases;         // binary_conv, binary_conv_transpose
     std::vector<Aligned<float>> real;  // conv, linear: of each group. Depthwise: one array [taps][channels]
+    Aligned<int8_t> int8;              // int8_conv: as Int8ConvArgs reads them
+    Aligned<int32_t> int8_base;        // of each output channel: minus the sum of weight times zero point
     std::vector<StepTensors> steps;
 };
 
+// Groups of four bytes of one run of an int8_conv: the taps of a kernel row, or each tap where they are dilated.
+inline int int8_row_runs(const Op& op) { return op.dilation[1] == 1 ? 1 : op.kernel[1]; }
+inline int int8_run_bytes(const Op& op) { return op.kernel[1] / int8_row_runs(op) * op.in_channels; }
+inline int int8_run_groups(const Op& op) { return (int8_run_bytes(op) + 3) / 4; }
+
 inline int padded_channels(int channels) { return block_count(channels) * kBlock; }
 
-PackedOp pack(const Op& op, BinaryWeights binary_weights);
+PackedOp pack(const Program& program, const Op& op, BinaryWeights binary_weights);
 
 }  // namespace leanconv

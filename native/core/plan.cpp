@@ -10,7 +10,7 @@ namespace leanconv {
 namespace {
 
 // Rough costs of a one-thread AVX-512 run, only to decide what is worth sharing between threads.
-constexpr double kBinaryMacsPerNs = 200, kRealMacsPerNs = 25, kElementsPerNs = 4;
+constexpr double kBinaryMacsPerNs = 200, kRealMacsPerNs = 25, kInt8MacsPerNs = 100, kElementsPerNs = 4;
 
 double cost_of(double binary, double real, double elements) {
     return binary / kBinaryMacsPerNs + real / kRealMacsPerNs + elements / kElementsPerNs + 100;
@@ -28,6 +28,7 @@ public:
         for (size_t i = 0; i < program_.ops.size(); ++i) emit(static_cast<int>(i));
         finish_memory();
         ports();
+        for (FillArgs& a : plan_->fills) relocate(a.data);
         for (Stage& stage : plan_->stages) {
             relocate(stage);
             split(stage);
@@ -71,6 +72,12 @@ private:
             if (spec.kind == StepKind::sign) {
                 s.bits = address<uint32_t>(spec.value);
                 s.bit_offset = bit_offsets(spec.value);
+            } else if (spec.kind == StepKind::quantize) {
+                s.bytes = address<uint8_t>(spec.value);
+                s.bit_offset = bit_offsets(spec.value);
+                s.factor = spec.factor;
+                s.min = -static_cast<float>(value(spec.value).zero[0]);
+                s.max = s.min + 255;
             } else if (spec.value >= 0) {
                 s.real = address<float>(spec.value);
                 s.pixel_stride = size_of(spec.value) == out ? place(spec.value).pixel_stride : 0;
@@ -92,6 +99,7 @@ private:
             case OpKind::gated_conv:
             case OpKind::windowed_conv:
             case OpKind::linear: emit_real(index); break;
+            case OpKind::int8_conv: emit_int8(index); break;
             case OpKind::adaptive_avg_pool: emit_adaptive(index); break;
             case OpKind::max_pool:
             case OpKind::avg_pool:
@@ -349,6 +357,37 @@ private:
         if (target) emit_elementwise(index, target, op.channels);
     }
 
+    void emit_int8(int index) {
+        const Op& op = op_at(index);
+        const PackedOp& packed = packed_at(index);
+        const Size out = out_size(op);
+        const Place& source = place(op.inputs[0]);
+        const double macs = static_cast<double>(op.kernel[0]) * op.kernel[1] * op.in_channels * op.channels * static_cast<double>(out.pixels());
+        plan_->macs_real[static_cast<size_t>(index)] = macs;
+        std::vector<int32_t> offset, groups;
+        const int64_t top = source.frame.top - op.padding[0], left = source.frame.left - op.padding[1];
+        for (int y = 0; y < out.height; ++y)
+            for (int x = 0; x < out.width; ++x)
+                offset.push_back(static_cast<int32_t>(((y * op.stride[0] + top) * source.row_pixels + x * op.stride[1] + left) * source.pixel_stride));
+        for (int ky = 0; ky < op.kernel[0]; ++ky)
+            for (int run = 0; run < int8_row_runs(op); ++run)
+                for (int g = 0; g < int8_run_groups(op); ++g)
+                    groups.push_back((ky * op.dilation[0] * source.row_pixels + run * op.dilation[1]) * source.pixel_stride + 4 * g);
+        Stage& s = stage(StageKind::int8, index);
+        s.cost = cost_of(0, macs * (kRealMacsPerNs / kInt8MacsPerNs), elements(op));
+        add_epilogue(s, bound_steps(index), op.channels);
+        Int8ConvArgs a{};
+        a.input = encode<uint8_t>(source.buffer, 0);
+        a.job_offset = table(std::move(offset));
+        a.groups = static_cast<int>(groups.size());
+        a.group_offset = table(std::move(groups));
+        a.weights = packed.int8.data();
+        a.base = packed.int8_base.data();
+        a.out_channels = op.channels;
+        s.int8.push_back(a);
+        add_part(s, out.pixels(), block_count(op.channels));
+    }
+
     // The packed weights of each group; of a gated convolution, a copy that a stage of its own fills in every run.
     std::vector<const float*> weights_of(int index) {
         const Op& op = op_at(index);
@@ -434,6 +473,11 @@ private:
             const Size size = size_of(port.value);
             CopyArgs a{};
             MapRef at = map(port.value);
+            if (value(port.value).bytes) {
+                a.bytes = reinterpret_cast<uint8_t*>(at.data);
+                at.data = nullptr;
+                relocate(a.bytes);
+            }
             relocate(at.data);
             (input ? a.to : a.from) = at;
             a.height = size.height;

@@ -33,6 +33,7 @@ struct DepthwiseArgs {
 struct CopyArgs {
     MapRef from, to;
     int height, width, channels;
+    uint8_t* bytes = nullptr;    // an input of bytes: in the place of `to.data`; its stride is in bytes
 };
 
 struct RegroupArgs {
@@ -73,11 +74,18 @@ struct BandArgs {
     int pool_rows;         // at a time
 };
 
+// A framed map of bytes: all of its pixels start as the value's zero points.
+struct FillArgs {
+    uint8_t* data;
+    int64_t pixels;
+    const Value* value;
+};
+
 struct Unit {
     int part, block, begin, end;
 };
 
-enum class StageKind : uint8_t { binary, real, pooled, depthwise, pool, elementwise, copy, regroup, flatten, gains, adaptive_pool };
+enum class StageKind : uint8_t { binary, real, int8, pooled, depthwise, pool, elementwise, copy, regroup, flatten, gains, adaptive_pool };
 
 struct Stage {
     StageKind kind = StageKind::elementwise;
@@ -86,6 +94,7 @@ struct Stage {
     std::vector<Epilogue> epilogues;        // one, or one a part; pooled: the convolution's and the pooling's
     std::vector<BinaryConvArgs> binary;     // one a part
     std::vector<RealConvArgs> real;
+    std::vector<Int8ConvArgs> int8;         // at most one
     PoolArgs pool{};
     BandArgs band{};
     ElementwiseArgs elementwise{};
@@ -105,6 +114,7 @@ struct Plan {
     std::vector<Size> sizes;                // of every value
     std::vector<CopyArgs> inputs;           // `to` and sizes only
     std::vector<CopyArgs> outputs;          // `from` and sizes only
+    std::vector<FillArgs> fills;
     std::vector<Stage> stages;
     std::vector<double> macs_binary, macs_real;  // of each op
     double cost = 0;

@@ -22,10 +22,10 @@ constexpr int64_t kMaxParts = 1 << 20;  // groups times phases of a transposed c
 
 constexpr const char* kOpNames[] = {"binary_conv", "binary_conv_transpose", "conv", "linear", "max_pool",
                                     "avg_pool", "global_avg_pool", "elementwise", "concat", "flatten",
-                                    "gated_conv", "windowed_conv", "adaptive_avg_pool"};
+                                    "gated_conv", "windowed_conv", "adaptive_avg_pool", "int8_conv"};
 constexpr const char* kGainNames[] = {"output", "input", "tap", "weight"};
 constexpr const char* kStepNames[] = {"affine", "add", "mul", "clip", "prelu", "sigmoid",
-                                      "silu", "hard_sigmoid", "hard_swish", "store", "sign"};
+                                      "silu", "hard_sigmoid", "hard_swish", "store", "sign", "quantize"};
 
 template <class Kind, size_t N>
 Kind kind_of(const std::string& name, const char* const (&names)[N], const std::string& where) {
@@ -139,12 +139,24 @@ public:
 private:
     void values(const Fields& f) {
         for (const Json& item : f.array("values")) {
-            const Fields v(item, text("value ", p_.values.size()), {"type", "channels"});
+            const std::string where = text("value ", p_.values.size());
+            const Json* kind = item.find("type");
+            const bool bytes = kind && kind->is(Json::Type::string) && kind->string == "bytes";
+            const Fields v = bytes ? Fields(item, where, {"type", "channels", "zero"}) : Fields(item, where, {"type", "channels"});
             const std::string& type = v.string("type");
-            if (type != "real" && type != "bits") v.stop("has the unknown type '", type, "'");
-            p_.values.push_back({type == "bits", v.integer("channels", 1, kMaxChannels)});
+            if (type != "real" && type != "bits" && !bytes) v.stop("has the unknown type '", type, "'");
+            p_.values.push_back({type == "bits", v.integer("channels", 1, kMaxChannels), bytes});
+            if (bytes) zero_points(v, p_.values.back());
         }
         written_.assign(p_.values.size(), false);
+    }
+
+    // One for all channels or one for each.
+    static void zero_points(const Fields& f, Value& value) {
+        const auto& items = f.array("zero");
+        if (items.size() != 1 && items.size() != static_cast<size_t>(value.channels))
+            f.stop("has ", items.size(), " zero points for ", value.channels, " channels");
+        for (const Json& item : items) value.zero.push_back(static_cast<uint8_t>(f.integer(item, "zero", 0, 255)));
     }
 
     void inputs(const Fields& f) {
@@ -158,7 +170,7 @@ private:
             port.width = i.integer_or_null("width", 1, kMaxSide, 0);
             port.dims = i.integer("dims", 2, 4);
             const Value& v = p_.values[static_cast<size_t>(port.value)];
-            if (v.bits || v.channels != port.channels) i.stop("does not fit its value");
+            if (v.bits || v.channels != port.channels || (v.bytes && port.dims != 4)) i.stop("does not fit its value");
             for (const Port& other : p_.inputs)
                 if (other.name == port.name) i.stop("has the name of another input");
             // what a shape does not say is 1
@@ -179,7 +191,8 @@ private:
             port.value = value_number(o, "value");
             port.dims = o.integer("dims", 2, 4);
             port.channels = p_.values[static_cast<size_t>(port.value)].channels;
-            if (p_.values[static_cast<size_t>(port.value)].bits) o.stop("is a map of signs; only real maps can be outputs");
+            const Value& v = p_.values[static_cast<size_t>(port.value)];
+            if (v.bits || v.bytes) o.stop("is a map of ", v.bits ? "signs" : "bytes", "; only real maps can be outputs");
             if (!written_[static_cast<size_t>(port.value)]) o.stop("is never written");
             for (const Port& other : p_.outputs)
                 if (other.name == port.name) o.stop("has the name of another output");
@@ -227,7 +240,9 @@ private:
         const bool binary = op.kind == OpKind::binary_conv || op.kind == OpKind::binary_conv_transpose;
         for (const Json& item : f.array("inputs", 4096)) {
             op.inputs.push_back(value_number(f, item, "inputs"));
-            if (read_value(f, op.inputs.back()).bits != binary) f.stop("takes ", binary ? "bits" : "real maps", " only");
+            const Value& v = read_value(f, op.inputs.back());
+            const bool bytes = op.kind == OpKind::int8_conv;
+            if (v.bits != binary || v.bytes != bytes) f.stop("takes ", binary ? "bits" : bytes ? "bytes" : "real maps", " only");
         }
         const size_t inputs = op.kind == OpKind::gated_conv ? 2 : 1;
         if (op.inputs.empty() || (!joins && op.inputs.size() != inputs)) f.stop("has ", op.inputs.size(), " inputs");
@@ -244,6 +259,9 @@ private:
             case OpKind::binary_conv_transpose:
                 convolution(op, Fields(attrs, attrs_of, {"in_channels", "out_channels", "kernel", "stride", "padding",
                                                          "output_padding", "dilation", "groups"}));
+                break;
+            case OpKind::int8_conv:
+                convolution(op, Fields(attrs, attrs_of, {"in_channels", "out_channels", "kernel", "stride", "padding", "dilation"}));
                 break;
             case OpKind::conv:
                 convolution(op, Fields(attrs, attrs_of, {"in_channels", "out_channels", "kernel", "stride", "padding",
@@ -306,7 +324,7 @@ private:
             if (f.null("output")) f.stop("has no output");
             op.output = value_number(f, "output");
             const Value& out = p_.values[static_cast<size_t>(op.output)];
-            if (out.bits || out.channels != op.channels) f.stop("makes ", op.channels, " real channels, its output says otherwise");
+            if (out.bits || out.bytes || out.channels != op.channels) f.stop("makes ", op.channels, " real channels, its output says otherwise");
             write(f, op.output);
             if (!f.array("steps").empty()) f.stop("cannot have steps");
         } else {
@@ -359,7 +377,7 @@ private:
         channel_counts(op, a);
         window(op, a);
         a.integers("dilation", op.dilation, 2, 1, kMaxWindow);
-        op.groups = a.integer("groups", 1, kMaxChannels);
+        op.groups = op.kind == OpKind::int8_conv ? 1 : a.integer("groups", 1, kMaxChannels);
         const bool windowed = op.kind == OpKind::windowed_conv;
         if ((!windowed && op.in_channels % op.groups) || op.channels % op.groups)
             a.stop("have channels that the groups do not divide");
@@ -394,7 +412,8 @@ private:
         const Json& tensors = f.get("tensors");
         const std::string where = text("operator ", p_.ops.size(), ", tensors");
         const bool binary = op.kind == OpKind::binary_conv || op.kind == OpKind::binary_conv_transpose;
-        if (!binary && !op.real_conv() && op.kind != OpKind::linear) {
+        const bool int8 = op.kind == OpKind::int8_conv;
+        if (!binary && !int8 && !op.real_conv() && op.kind != OpKind::linear) {
             Fields(tensors, where, {});
             return;
         }
@@ -403,14 +422,15 @@ private:
         if (op.kind == OpKind::linear)
             op.weight = tensor(t, t.string("weight"), DType::f32, {op.channels, in});
         else
-            op.weight = tensor(t, t.string("weight"), binary ? DType::u8 : DType::f32,
+            op.weight = tensor(t, t.string("weight"), binary ? DType::u8 : int8 ? DType::i8 : DType::f32,
                                {op.channels, op.kernel[0], op.kernel[1], binary ? (in + 7) / 8 : in});
         if (binary && in % 8) {
             const int bytes = (in + 7) / 8;
             for (int64_t i = bytes - 1; i < op.weight->size; i += bytes)
                 if (op.weight->data[i] >> (in % 8)) t.stop("have filters with bits beyond the last channel");
         }
-        const int most = binary ? 1 << 22 : 1 << 24;  // binary sums, with what they count outside the picture, are exact in float32
+        // sums stay exact: in float32, for binary ones with what they count outside the picture; of bytes times int8, in int32
+        const int most = binary ? 1 << 22 : int8 ? 1 << 16 : 1 << 24;
         if (int64_t{in} * op.kernel[0] * op.kernel[1] > most) t.stop("have filters of more than ", most, " weights");
     }
 
@@ -432,7 +452,7 @@ private:
                 const Fields v(json, where, {"kind", "value"});
                 s.value = value_number(v, "value");
                 const Value& other = read_value(v, s.value);
-                if (other.bits || other.channels != op.channels) v.stop("takes a real map of ", op.channels, " channels");
+                if (other.bits || other.bytes || other.channels != op.channels) v.stop("takes a real map of ", op.channels, " channels");
                 break;
             }
             case StepKind::clip: {
@@ -454,13 +474,26 @@ private:
                                       : Fields(json, where, {"kind", "value"});
                 s.value = value_number(v, "value");
                 const Value& out = p_.values[static_cast<size_t>(s.value)];
-                if (out.bits != sign || out.channels != op.channels)
+                if (out.bits != sign || out.bytes || out.channels != op.channels)
                     v.stop("writes ", op.channels, sign ? " channels of signs" : " real channels", ", value ", s.value,
                            " is declared otherwise");
                 if (sign) {
                     s.scale = channel_tensor(v, "scale", op.channels);
                     s.bias = channel_tensor(v, "bias", op.channels);
                 }
+                write(v, s.value);
+                break;
+            }
+            case StepKind::quantize: {
+                const Fields v(json, where, {"kind", "value", "factor"});
+                s.value = value_number(v, "value");
+                const Value& out = p_.values[static_cast<size_t>(s.value)];
+                if (!out.bytes || out.channels != op.channels)
+                    v.stop("writes ", op.channels, " channels of bytes, value ", s.value, " is declared otherwise");
+                for (uint8_t z : out.zero)
+                    if (z != out.zero[0]) v.stop("writes value ", s.value, ", whose channels differ in their zero points");
+                s.factor = v.number_or_null("factor", 0);
+                if (!(s.factor > 0)) v.stop("has a 'factor' that is not a number above 0");
                 write(v, s.value);
                 break;
             }

@@ -12,7 +12,7 @@ namespace leanconv {
 
 enum class OpKind : uint8_t {
     binary_conv, binary_conv_transpose, conv, linear, max_pool, avg_pool, global_avg_pool, elementwise, concat, flatten,
-    gated_conv, windowed_conv, adaptive_avg_pool
+    gated_conv, windowed_conv, adaptive_avg_pool, int8_conv
 };
 
 // Along which axes of its weights the gains of a gated convolution differ, besides its taps.
@@ -24,15 +24,25 @@ const char* step_kind_name(StepKind kind);
 struct Value {
     bool bits = false;
     int channels = 0;
+    bool bytes = false;
+    std::vector<uint8_t> zero = {};  // bytes: the one that stands for 0, of all channels or of each
+
+    uint8_t zero_of(int channel) const { return zero[zero.size() == 1 ? 0 : static_cast<size_t>(channel)]; }
 };
 
 struct StepSpec {
     StepKind kind = StepKind::affine;
-    int value = -1;                     // add, mul: read; store, sign: written
+    int value = -1;                     // add, mul: read; store, sign, quantize: written
     const Tensor* scale = nullptr;      // affine, sign; prelu: the slope
     const Tensor* bias = nullptr;
     float min = 0, max = 0;
+    float factor = 1;                   // quantize
 };
+
+// Whether a step of this kind writes its value.
+constexpr bool writes(StepKind kind) {
+    return kind == StepKind::store || kind == StepKind::sign || kind == StepKind::quantize;
+}
 
 struct Op {
     OpKind kind = OpKind::elementwise;

@@ -19,7 +19,8 @@ int64_t side(const Op& op, int64_t size, int i) {
         case OpKind::binary_conv:
         case OpKind::conv:
         case OpKind::gated_conv:
-        case OpKind::windowed_conv: return floor_div(size + before + after - reach - 1, stride) + 1;
+        case OpKind::windowed_conv:
+        case OpKind::int8_conv: return floor_div(size + before + after - reach - 1, stride) + 1;
         case OpKind::binary_conv_transpose: return (size - 1) * stride - 2 * before + reach + op.output_padding[i] + 1;
         case OpKind::max_pool:
         case OpKind::avg_pool: {
@@ -83,7 +84,7 @@ std::vector<Size> infer_sizes(const Program& program, const std::vector<Size>& i
         const Size out = {static_cast<int>(height), static_cast<int>(width)};
         for (const StepSpec& step : op.steps) {
             if (step.value < 0) continue;
-            if (step.kind == StepKind::store || step.kind == StepKind::sign)
+            if (writes(step.kind))
                 set(step.value, height, width);
             else if (of(step.value) != out && of(step.value) != Size{1, 1})
                 fail(name, ": cannot ", step_kind_name(step.kind), " a ", of(step.value).height, "x", of(step.value).width,

@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 #include <utility>
@@ -44,11 +45,23 @@ struct V {
     static uint32_t ge0(F a) {
         return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_GE_OQ)));
     }
+    static F sum_of(const int32_t* a, const int32_t* b) {
+        return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a)),
+                                                   _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b))));
+    }
+    static F max_or(F x, F y) { return _mm256_max_ps(x, y); }
+    static void store_bytes_n(uint8_t* p, F x, int zero, int n) {
+        const __m256i whole = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(zero));
+        const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+        const long long bytes = _mm_cvtsi128_si64(_mm_packus_epi16(words, words));
+        std::memcpy(p, &bytes, static_cast<size_t>(n));
+    }
 };
 
 }  // namespace
 
 #include "common_inl.h"
+#include "int8_conv_inl.h"
 
 namespace {
 
@@ -213,11 +226,41 @@ void real_conv(const RealConvArgs& a, int begin, int end, int block) {
     real_tiles<6>(a, run, begin, end, block);
 }
 
+// For int8_widening_inl.h.
+struct W {
+    using I = __m256i;
+    static constexpr int kChannels = 4;
+    static constexpr int kSums = 8;  // that a tile keeps in registers
+
+    static I zero() { return _mm256_setzero_si256(); }
+    static I widen(const int8_t* p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+    static I load(const int16_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
+    static void store(int16_t* p, I x) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), x); }
+    static I spread(const int16_t* p) { return _mm256_broadcastq_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
+    static I dot(I sum, I x, I w) { return _mm256_add_epi32(sum, _mm256_madd_epi16(x, w)); }
+    template <int N>
+    static void reduce(const I* sums, int32_t* to, bool add) {
+        for (int n = 0; n < N; n += 2) {
+            const I pairs = _mm256_hadd_epi32(sums[n], sums[n + 1]);
+            const I total = _mm256_permute4x64_epi64(pairs, 0xd8);
+            __m256i* at = reinterpret_cast<__m256i*>(to + n * kChannels);
+            _mm256_store_si256(at, add ? _mm256_add_epi32(total, _mm256_load_si256(at)) : total);
+        }
+    }
+};
+
+}  // namespace
+
+#include "int8_widening_inl.h"
+
+namespace {
+
 bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
 }  // namespace
 
 extern const Kernels kKernels;
-const Kernels kKernels = {"avx2", supported, BinaryWeights::nibbles, binary_conv, real_conv, pool, elementwise};
+const Kernels kKernels = {"avx2",      supported, BinaryWeights::nibbles, binary_conv, real_conv, pool,
+                          elementwise, int8_conv_widened};
 
 }  // namespace leanconv::avx2

@@ -1,4 +1,4 @@
-// AVX-512 F/BW/DQ/VL, without the popcount instruction (Skylake-X, Cascade Lake).
+// AVX-512 F/BW/DQ/VL, without the popcount instruction: Skylake-X and, with VNNI for int8 convolutions, Cascade Lake.
 //
 // Counting ones by carry-save adders (Harley and Seal): a full adder is two ternary-logic instructions, so eight words
 // cost 8 xor + 14 adder operations, and only their "eights" are counted through the nibble table. That is 3.6
@@ -9,6 +9,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 #include <utility>
@@ -19,6 +20,7 @@ namespace leanconv::avx512 {
 
 #include "avx512_inl.h"
 #include "avx512_carry_save.h"
+#include "avx512_int8.h"
 
 namespace {
 
@@ -167,9 +169,16 @@ bool supported() {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
 }
 
+bool supported_vnni() { return supported() && __builtin_cpu_supports("avx512vnni"); }
+
 }  // namespace
 
 extern const Kernels kKernels;
-const Kernels kKernels = {"avx512", supported, BinaryWeights::words, binary_conv_blocks<CarrySaveTile, 2, 2>, real_conv, pool, elementwise};
+const Kernels kKernels = {"avx512", supported, BinaryWeights::words, binary_conv_blocks<CarrySaveTile, 2, 2>, real_conv, pool,
+                          elementwise, int8_conv_widened};
+
+extern const Kernels kVnniKernels;
+const Kernels kVnniKernels = {"avx512vnni", supported_vnni, BinaryWeights::words, binary_conv_blocks<CarrySaveTile, 2, 2>,
+                              real_conv, pool, elementwise, int8_conv_blocks<VnniTile>};
 
 }  // namespace leanconv::avx512

@@ -28,6 +28,13 @@ struct V {
         _store_mask32(reinterpret_cast<__mmask32*>(words + 1), _mm512_kunpackw(mask(3), mask(2)));
     }
     static uint32_t ge0(F a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_GE_OQ); }
+    static F sum_of(const int32_t* a, const int32_t* b) {
+        return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_loadu_si512(a), _mm512_loadu_si512(b)));
+    }
+    static F max_or(F x, F y) { return _mm512_max_ps(x, y); }
+    static void store_bytes_n(uint8_t* p, F x, int zero, int n) {
+        _mm512_mask_cvtepi32_storeu_epi8(p, first(n), _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero)));
+    }
 };
 
 }  // namespace

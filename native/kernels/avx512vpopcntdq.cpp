@@ -8,6 +8,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 #include <utility>
@@ -17,6 +18,7 @@
 namespace leanconv::avx512vpopcntdq {
 
 #include "avx512_inl.h"
+#include "avx512_int8.h"
 
 #if LEANCONV_EMULATE_VPOPCNTDQ
 namespace {
@@ -52,8 +54,8 @@ namespace {
 
 bool supported() {
     return
-#if !LEANCONV_EMULATE_VPOPCNTDQ
-        __builtin_cpu_supports("avx512vpopcntdq") &&
+#if !LEANCONV_EMULATE_VPOPCNTDQ  // processors with the instruction have VNNI, too
+        __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512vnni") &&
 #endif
         __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
@@ -61,7 +63,15 @@ bool supported() {
 
 }  // namespace
 
+#if LEANCONV_EMULATE_VPOPCNTDQ
+constexpr bool kVnni = false;
+#else
+constexpr bool kVnni = true;
+#endif
+constexpr auto int8_conv = kVnni ? int8_conv_blocks<VnniTile> : int8_conv_widened;
+
 extern const Kernels kKernels;
-const Kernels kKernels = {"avx512vpopcntdq", supported, BinaryWeights::words, binary_conv_blocks<PopcountTile, 8, 4>, real_conv, pool, elementwise};
+const Kernels kKernels = {"avx512vpopcntdq", supported, BinaryWeights::words, binary_conv_blocks<PopcountTile, 8, 4>,
+                          real_conv, pool, elementwise, int8_conv};
 
 }  // namespace leanconv::avx512vpopcntdq

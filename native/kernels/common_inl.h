@@ -4,6 +4,8 @@
 //
 // V::F      kLanes floats          V::kLanes   8, 16 or 32
 // V::load / load_n(p, n) / store / store_n, set1, add, mul, min, max, ge0 -> bits; write_signs where that is quicker
+// V::sum_of(a, b): integers a[i] + b[i] as floats     V::max_or(x, y): y where x is NaN
+// V::store_bytes_n(p, x, zero, n): x rounded to an integer, half to even, plus `zero`
 
 #define KERNEL_INLINE inline __attribute__((always_inline))
 #define KERNEL_NOINLINE __attribute__((noinline))
@@ -57,6 +59,7 @@ struct FusedEpilogue {
     const Step* clip = nullptr;
     const Step* prelu = nullptr;
     const Step* store = nullptr;
+    const Step* quantize = nullptr;
     const Step* sign[kSigns] = {};
     int signs = 0;
     bool valid = true;
@@ -70,7 +73,11 @@ struct FusedEpilogue {
                 case StepKind::add: stage < 2 ? take(add[0], s, stage, 2) : take(add[1], s, stage, 3); break;
                 case StepKind::clip: take(clip, s, stage, 5); break;
                 case StepKind::prelu: take(prelu, s, stage, 5); break;
-                // store and sign leave x as it is, so their mutual order is free
+                // store, quantize and sign leave x as it is, so their mutual order is free
+                case StepKind::quantize:
+                    valid = valid && !quantize;
+                    quantize = s, stage = 6;
+                    break;
                 case StepKind::store:
                     valid = valid && !store;
                     store = s, stage = 6;
@@ -143,6 +150,12 @@ private:
         });
     }
 
+    // n channels from c on.
+    static KERNEL_INLINE void quantize(const Step& s, int32_t p, int c, V::F x, int n) {
+        x = V::min(V::set1(s.max), V::max_or(V::mul(x, V::set1(s.factor)), V::set1(s.min)));
+        V::store_bytes_n(s.bytes + s.bit_offset[p] + c, x, static_cast<int>(-s.min), n);
+    }
+
     // PARTIAL: the last vectors have channels that don't exist.
     template <bool PARTIAL, int P, int N>
     KERNEL_INLINE void in_registers(const int32_t* pixel, int c0, int count, V::F (&x)[P][N]) const {
@@ -177,6 +190,13 @@ private:
                         V::store_n(out + v * V::kLanes, x[i][v], std::clamp(count - v * V::kLanes, 0, V::kLanes));
                     else
                         V::store(out + v * V::kLanes, x[i][v]);
+                });
+            });
+        if (fused.quantize)
+            unrolled<P>([&](auto i) KERNEL_LAMBDA {
+                unrolled<N>([&](auto v) KERNEL_LAMBDA {
+                    const int n = std::clamp(count - v * V::kLanes, 0, V::kLanes);
+                    quantize(*fused.quantize, pixel[i], c0 + v * V::kLanes, x[i][v], n);
                 });
             });
         for (int k = 0; k < fused.signs; ++k) {
@@ -223,6 +243,7 @@ private:
                     case StepKind::mul: x = V::mul(x, V::load_n(other + c, n)); break;
                     case StepKind::clip: x = clip(x, V::set1(s.min), V::set1(s.max)); break;
                     case StepKind::prelu: x = prelu(x, V::load(s.scale + c0 + c)); break;
+                    case StepKind::quantize: quantize(s, p, c0 + c, x, n); continue;
                     case StepKind::store: V::store_n(s.real + int64_t{p} * s.pixel_stride + c0 + c, x, n); continue;
                     default:
                         for (int k = 0; k < V::kLanes; ++k) row[c + k] = transcendental(s.kind, row[c + k]);

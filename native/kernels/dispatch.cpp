@@ -16,7 +16,7 @@ namespace avx2 {
 extern const Kernels kKernels;
 }
 namespace avx512 {
-extern const Kernels kKernels;
+extern const Kernels kKernels, kVnniKernels;
 }
 namespace avx512vpopcntdq {
 extern const Kernels kKernels;
@@ -26,6 +26,7 @@ extern const Kernels kKernels;
 const Kernels* const kBuiltKernels[] = {
 #if LEANCONV_X86
     &avx512vpopcntdq::kKernels,
+    &avx512::kVnniKernels,
     &avx512::kKernels,
     &avx2::kKernels,
 #endif

@@ -18,7 +18,7 @@ constexpr int block_lanes(int out_channels, int block) {
 }
 constexpr int block_count(int channels) { return (channels + kBlock - 1) / kBlock; }
 
-enum class StepKind : uint8_t { affine, add, mul, clip, prelu, sigmoid, silu, hard_sigmoid, hard_swish, store, sign };
+enum class StepKind : uint8_t { affine, add, mul, clip, prelu, sigmoid, silu, hard_sigmoid, hard_swish, store, sign, quantize };
 
 // One step of docs/format.md with its addresses. Per-channel arrays are padded to a multiple of 64 floats.
 struct Step {
@@ -29,7 +29,9 @@ struct Step {
     float* real = nullptr;              // add, mul: read; store: written
     int32_t pixel_stride = 0;           // of `real`; 0 = a 1x1 map, broadcast
     uint32_t* bits = nullptr;           // sign: word of pixel p, channel c: bits[bit_offset[p] + c / 32]
-    const int32_t* bit_offset = nullptr;
+    const int32_t* bit_offset = nullptr;  // quantize: bytes[bit_offset[p] + c]
+    uint8_t* bytes = nullptr;           // quantize: round(x * factor) between `min` and `max`, plus -min
+    float factor = 1;
 };
 
 struct Epilogue {
@@ -53,6 +55,19 @@ struct BinaryConvArgs {
     const uint32_t* weights;       // BinaryWeights
     const float* base;             // [border cases][out_channels rounded up to 64], whole numbers
     const int32_t* border_case;    // of job j; result = base[case][channel] - 2 * popcount(input xor weight)
+    int out_channels;
+    const Epilogue* epilogue;
+};
+
+// Sums of products of bytes and int8 weights. A group is four bytes that follow one another in memory; weights of bytes
+// that belong to no tap are 0.
+struct Int8ConvArgs {
+    const uint8_t* input;          // framed map; at least 3 bytes may be read behind it
+    const int32_t* job_offset;     // byte offset of job j's first tap
+    const int32_t* group_offset;   // [groups] from the job's first tap
+    int groups;
+    const int8_t* weights;         // per block, at block * groups * 256: [groups][block_lanes][4]
+    const int32_t* base;           // [out_channels rounded up to 64]: added to each sum
     int out_channels;
     const Epilogue* epilogue;
 };
@@ -96,6 +111,7 @@ struct Kernels {
     void (*real_conv)(const RealConvArgs&, int begin, int end, int block);
     void (*pool)(const PoolArgs&, int begin, int end);                // output pixels, all channels
     void (*elementwise)(const ElementwiseArgs&, int begin, int end);  // pixels, all channels
+    void (*int8_conv)(const Int8ConvArgs&, int begin, int end, int block);
 };
 
 // Built instruction sets, best first; the portable one is always last.

@@ -3,6 +3,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 #include <utility>
@@ -41,11 +42,19 @@ struct V {
         for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(a.v[i] >= 0) << i;
         return bits;
     }
+    static F sum_of(const int32_t* a, const int32_t* b) {
+        return map([=](int i) { return static_cast<float>(static_cast<int32_t>(static_cast<uint32_t>(a[i]) + static_cast<uint32_t>(b[i]))); });
+    }
+    static F max_or(F x, F y) { return map([&](int i) { return x.v[i] > y.v[i] ? x.v[i] : y.v[i]; }); }
+    static void store_bytes_n(uint8_t* p, F x, int zero, int n) {
+        for (int i = 0; i < n; ++i) p[i] = static_cast<uint8_t>(static_cast<int>(std::nearbyint(x.v[i])) + zero);
+    }
 };
 
 }  // namespace
 
 #include "common_inl.h"
+#include "int8_conv_inl.h"
 
 namespace {
 
@@ -93,11 +102,26 @@ void real_conv(const RealConvArgs& a, int begin, int end, int block) {
     }
 }
 
+template <int P, int VECTORS>
+struct Int8Tile {
+    static constexpr int kPixels = 1;
+
+    static void run(const Int8ConvArgs& a, int j, const int8_t* w, int32_t (*sums)[kBlock]) {
+        std::fill(sums[0], sums[0] + VECTORS * 16, 0);
+        for (int g = 0; g < a.groups; ++g, w += VECTORS * 64) {
+            const uint8_t* x = a.input + a.job_offset[j] + a.group_offset[g];
+            for (int c = 0; c < VECTORS * 16; ++c)
+                sums[0][c] += x[0] * w[c * 4] + x[1] * w[c * 4 + 1] + x[2] * w[c * 4 + 2] + x[3] * w[c * 4 + 3];
+        }
+    }
+};
+
 bool supported() { return true; }
 
 }  // namespace
 
 extern const Kernels kKernels;
-const Kernels kKernels = {"portable", supported, BinaryWeights::words, binary_conv, real_conv, pool, elementwise};
+const Kernels kKernels = {"portable", supported, BinaryWeights::words, binary_conv, real_conv, pool,
+                          elementwise, int8_conv_blocks<Int8Tile>};
 
 }  // namespace leanconv::portable

@@ -158,6 +158,50 @@ TEST(real_conv_kernels) {
                 }
 }
 
+TEST(int8_conv_kernels) {
+    for (int channels : {1, 16, 17, 40, 64, 100})
+        for (int groups : {1, 2, 5, 33, 70})
+            for (int jobs : {1, 3, 4, 13, 50}) {
+                const auto input = filled<uint8_t>(static_cast<size_t>(groups * 5 + jobs * 3 + 4), random_bits);
+                std::vector<int32_t> job_offset, group_offset, base;
+                for (int j = 0; j < jobs; ++j) job_offset.push_back(j * 3);
+                for (int g = 0; g < groups; ++g) group_offset.push_back((groups - 1 - g) * 5);
+                for (int c = 0; c < block_count(channels) * kBlock; ++c) base.push_back(c * 1000 - 7);
+                std::vector<int8_t> weights(static_cast<size_t>(all_lanes(channels) * groups * 4));
+                const auto weight = [&](int c, int k) -> int8_t& {
+                    const int block = c / kBlock, lanes = block_lanes(channels, block);
+                    return weights[static_cast<size_t>(block * groups * kBlock * 4 + (k / 4 * lanes + c % kBlock) * 4 + k % 4)];
+                };
+                for (int c = 0; c < channels; ++c)
+                    for (int k = 0; k < groups * 4; ++k) weight(c, k) = static_cast<int8_t>(random_bits());
+                each_isa([&](const Kernels& kernels) {
+                    std::vector<float> out(static_cast<size_t>(jobs * channels + 8), kGuard);
+                    Step store;
+                    store.kind = StepKind::store;
+                    store.real = out.data();
+                    store.pixel_stride = channels;
+                    const Epilogue epilogue{&store, 1, channels};
+                    const Int8ConvArgs a{input.data(), job_offset.data(), group_offset.data(), groups, weights.data(), base.data(),
+                                         channels, &epilogue};
+                    for (int b = 0; b < block_count(channels); ++b) {
+                        kernels.int8_conv(a, 0, jobs / 3, b);
+                        kernels.int8_conv(a, jobs / 3, jobs, b);
+                    }
+                    bool same = true;
+                    for (int j = 0; j < jobs; ++j)
+                        for (int c = 0; c < channels; ++c) {
+                            int want = base[static_cast<size_t>(c)];
+                            for (int k = 0; k < groups * 4; ++k)
+                                want += weight(c, k) * input[static_cast<size_t>(job_offset[static_cast<size_t>(j)] + group_offset[static_cast<size_t>(k / 4)] + k % 4)];
+                            same = same && out[static_cast<size_t>(j * channels + c)] == static_cast<float>(want);
+                        }
+                    if (!same) std::cerr << kernels.name << " channels " << channels << " groups " << groups << " jobs " << jobs << "\n";
+                    CHECK(same);
+                    CHECK(std::all_of(out.end() - 8, out.end(), [](float x) { return x == kGuard; }));
+                });
+            }
+}
+
 TEST(elementwise_signs_write_whole_words_and_no_more) {
     for (int channels : {1, 31, 32, 33, 64, 70, 96, 97, 130}) {
         const int words = (channels + 31) / 32, pixels = 5;

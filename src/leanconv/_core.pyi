@@ -1,5 +1,7 @@
 """The native core. `leanconv.engine` is the interface for people; this is what it stands on."""
 
+from typing import Any
+
 import numpy as np
 
 from leanconv.engine.profile import OpTime
@@ -15,6 +17,12 @@ def isa_names() -> list[str]:
 
 def available_cores() -> int:
     """Processors that this process may use: the affinity mask, cut to the cgroup's quota."""
+
+def peaks(seconds: float = 0.5, threads: int = 1) -> dict[str, Any]:
+    """What this processor can do at most; `leanconv.engine.peaks.measure` says what the entries mean.
+
+    Raises ValueError.
+    """
 
 class Model:
     """A loaded network. Calls from many threads at once are fine; the GIL is released while it computes."""

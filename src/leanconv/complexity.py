@@ -2,9 +2,9 @@
 
 Only multiply-adds of convolutions and dense layers count, at their nominal channel numbers (a transposed convolution:
 input pixels times taps); batch norm, pooling, joins, scales and biases count 0. ``ops`` = real + binary / 64. "Without
-stem" drops the first convolution. Memory is 1 bit a binary weight and 4 bytes a real-valued parameter, batch norm's
-included, running statistics and filter scales not; the packed file holds tensors as the engine reads them (batch norm
-folded into scale and bias) and a header.
+stem" drops the first convolution. Memory is 1 bit a binary weight, 1 byte an int8 weight and 4 bytes any other
+real-valued parameter, batch norm's included, running statistics and filter scales not; the packed file holds tensors as
+the engine reads them (batch norm folded into scale and bias) and a header. Multiply-adds in int8 count as real ones.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from leanconv.program import Op, Program, ProgramError, infer_sizes
+from leanconv.program import WRITING_STEPS, Op, Program, ProgramError, infer_sizes
 
-WEIGHTED = ("binary_conv", "binary_conv_transpose", "conv", "gated_conv", "windowed_conv", "linear")
+WEIGHTED = ("binary_conv", "binary_conv_transpose", "conv", "gated_conv", "windowed_conv", "linear", "int8_conv")
 
 
 @dataclass
@@ -63,7 +63,9 @@ def complexity(program: Program, size: tuple[int, int] | None = None) -> dict[st
         "ops": ops,
         "ops_without_stem": ops - (stem.ops if stem else 0),
         "depth": _depth(program),
-        "bytes_memory": _memory(parameters_binary, parameters_real),
+        "bytes_memory": _memory(
+            parameters_binary, parameters_real, sum(_int8_weights(op, program) for op in program.ops)
+        ),
         "bytes_packed": len(program.to_bytes()),
         "size": list(sizes[first.value]),
         "stem": stem.name if stem else None,
@@ -86,8 +88,15 @@ def _input_size(
     return height or size[0], width or size[1]
 
 
-def _memory(parameters_binary: int, parameters_real: int) -> int:
-    return (parameters_binary + 7) // 8 + 4 * parameters_real
+def _memory(parameters_binary: int, parameters_real: int, int8: int) -> int:
+    """`int8`: how many of the real-valued ones take one byte."""
+    return (parameters_binary + 7) // 8 + 4 * parameters_real - 3 * int8
+
+
+def _int8_weights(op: Op, program: Program) -> int:
+    if op.kind != "int8_conv":
+        return 0
+    return min(program.tensors[op.tensors["weight"]].size, op.parameters_real)
 
 
 def _cost(op: Op, program: Program, sizes: list[tuple[int, int]], counted: set[str]) -> LayerCost:
@@ -116,7 +125,7 @@ def _cost(op: Op, program: Program, sizes: list[tuple[int, int]], counted: set[s
         macs_binary=macs if binary else 0,
         macs_real=0 if binary else macs,
         ops=macs / 64 if binary else macs,
-        bytes_memory=_memory(weights if binary else 0, op.parameters_real),
+        bytes_memory=_memory(weights if binary else 0, op.parameters_real, _int8_weights(op, program)),
         bytes_packed=sum(program.tensors[name].nbytes for name in tensors),
     )
 
@@ -130,7 +139,7 @@ def _tensors(op: Op) -> set[str]:
 def _written(op: Op) -> list[int]:
     return [
         *([] if op.output is None else [op.output]),
-        *(s.value for s in op.steps if s.kind in ("store", "sign") and s.value is not None),
+        *(s.value for s in op.steps if s.kind in WRITING_STEPS and s.value is not None),
     ]
 
 
@@ -147,7 +156,7 @@ def _depth(program: Program) -> int:
         for step in op.steps:
             if step.value is None:
                 continue
-            if step.kind in ("store", "sign"):
+            if step.kind in WRITING_STEPS:
                 depth[step.value] = so_far
             else:
                 so_far = max(so_far, depth[step.value])

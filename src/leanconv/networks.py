@@ -46,8 +46,12 @@ class Network:
         height, width = (size, size) if size else (height, width)
         return torch.from_numpy(normalize(smooth_pictures(count, height, width, channels), self.rules))
 
-    def compile(self, size: int | None = None, *, verify: bool = True) -> tuple[Program, Verification | None]:
+    def compile(
+        self, size: int | None = None, *, verify: bool = True, calibration: np.ndarray | None = None
+    ) -> tuple[Program, Verification | None]:
         """The packed program with preprocessing, classes and provenance, and what verifying it against torch found.
+
+        With `calibration` (uint8 pictures N,H,W,C) the real-valued layers are quantised to int8.
 
         Raises CompileError.
         """
@@ -63,6 +67,8 @@ class Network:
             classes=self.classes,
             provenance=provenance,
             verify=verify,
+            real_layers="fp32" if calibration is None else "int8",
+            calibration=calibration,
         )
 
 

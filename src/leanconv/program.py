@@ -34,6 +34,7 @@ OP_KINDS = (
     "gated_conv",
     "windowed_conv",
     "adaptive_avg_pool",
+    "int8_conv",
 )
 STEP_KINDS = (
     "affine",
@@ -47,7 +48,9 @@ STEP_KINDS = (
     "hard_swish",
     "store",
     "sign",
+    "quantize",
 )
+WRITING_STEPS = ("store", "sign", "quantize")
 
 
 class ProgramError(ValueError):
@@ -56,10 +59,14 @@ class ProgramError(ValueError):
 
 @dataclass
 class Value:
-    """One map that operators exchange: `real` (float32) or `bits` (signs)."""
+    """One map that operators exchange: `real` (float32), `bits` (signs) or `bytes` (uint8).
 
-    type: Literal["real", "bits"]
+    `zero`, of bytes only: the byte that stands for 0, one for all channels or one for each.
+    """
+
+    type: Literal["real", "bits", "bytes"]
     channels: int
+    zero: list[int] | None = None
 
 
 @dataclass
@@ -92,6 +99,7 @@ class Step:
     slope: str | None = None
     min: float | None = None
     max: float | None = None
+    factor: float | None = None
 
 
 @dataclass
@@ -120,6 +128,9 @@ class Program:
     def to_json(self) -> str:
         """The program without its tensors, as compact JSON text."""
         body = {k: v for k, v in asdict(self).items() if k != "tensors"}
+        for value in body["values"]:
+            if value["type"] != "bytes":
+                del value["zero"]
         for op in body["ops"]:
             op["steps"] = [{k: v for k, v in s.items() if k in _STEP_FIELDS[s["kind"]]} for s in op["steps"]]
         return json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -186,7 +197,7 @@ class Program:
         return Program.from_json(text, tensors)
 
 
-_DTYPES = {"|u1": "U8", "<f4": "F32"}
+_DTYPES = {"|u1": "U8", "|i1": "I8", "<f4": "F32"}
 _STEP_FIELDS = {
     "affine": ("kind", "scale", "bias"),
     "add": ("kind", "value"),
@@ -199,6 +210,7 @@ _STEP_FIELDS = {
     "hard_swish": ("kind",),
     "store": ("kind", "value"),
     "sign": ("kind", "value", "scale", "bias"),
+    "quantize": ("kind", "value", "factor"),
 }
 
 
@@ -235,6 +247,12 @@ def unpack_bits(packed: np.ndarray, channels: int) -> np.ndarray:
     return bits.astype(np.int8) * 2 - 1
 
 
+def zero_points(value: Value) -> np.ndarray:
+    """The byte of each channel that stands for 0, int32 [channels]."""
+    assert value.zero is not None
+    return np.broadcast_to(np.array(value.zero, np.int32), (value.channels,))
+
+
 def _conv_size(size: int, pad: int, dilation: int, kernel: int, stride: int) -> int:
     return (size + pad - dilation * (kernel - 1) - 1) // stride + 1
 
@@ -252,7 +270,7 @@ def _pool_size(size: int, pad: int, dilation: int, kernel: int, stride: int, cei
 def output_size(op: Op, size: tuple[int, int]) -> tuple[int, int]:
     """Height and width that `op` makes from an input of `size` (height, width)."""
     a = op.attrs
-    if op.kind in ("binary_conv", "conv", "gated_conv", "windowed_conv"):
+    if op.kind in ("binary_conv", "conv", "gated_conv", "windowed_conv", "int8_conv"):
         pads = (a["padding"][0] + a["padding"][2], a["padding"][1] + a["padding"][3])
         sizes = tuple(_conv_size(size[i], pads[i], a["dilation"][i], a["kernel"][i], a["stride"][i]) for i in (0, 1))
     elif op.kind == "binary_conv_transpose":
@@ -310,7 +328,7 @@ def infer_sizes(program: Program, sizes: dict[int, tuple[int, int]]) -> list[tup
         for step in op.steps:
             if step.value is None:
                 continue
-            if step.kind in ("store", "sign"):
+            if step.kind in WRITING_STEPS:
                 known[step.value] = size
             elif of(step.value) not in (size, (1, 1)):
                 raise ProgramError(f"{op.name}: cannot {step.kind} a {of(step.value)} map to a {size} map")

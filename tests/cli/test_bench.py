@@ -8,10 +8,20 @@ import numpy as np
 import pytest
 
 from leanconv.bench.agreement import check
-from leanconv.bench.coordinator import summarize
+from leanconv.bench.coordinator import summarize, take_turns
 from leanconv.bench.rivals import BenchError, Rival, parse_rivals
+from leanconv.engine import isa_names
 
-RIVALS = ["torch", "onnxruntime", "onnxruntime-int8", "openvino", "openvino-int8", "torch:binary", "onnxruntime:binary"]
+FLOAT = ["torch", "onnxruntime", "openvino"]
+RIVALS = [
+    *FLOAT,
+    "torch-bf16",
+    "onnxruntime-int8",
+    "openvino-bf16",
+    "openvino-int8",
+    "torch:binary",
+    "onnxruntime:binary",
+]
 
 
 def test_bench_a_file_alone(leanconv, packed):
@@ -28,11 +38,12 @@ def test_bench_beside_every_rival(leanconv, checkpoint, tmp_path):
     assert list(result["rivals_ms"]) == RIVALS and all(name in text for name in RIVALS)
     for name in RIVALS:
         assert result["ratios"][name] == pytest.approx(result["rivals_ms"][name] / result["engine_ms"])
-    for name in ("torch", "onnxruntime", "openvino"):
+    for name in FLOAT:
         assert result["agreement"][name]["relative_difference"] < 1e-3
     for name in ("torch:binary", "onnxruntime:binary"):
         assert result["agreement"][name]["same_class"] == 1
-    assert result["agreement"]["onnxruntime-int8"]["relative_difference"] > 0
+    for name in ("onnxruntime-int8", "torch-bf16"):
+        assert result["agreement"][name]["relative_difference"] > 0
 
 
 def test_bench_the_twin_of_a_file_with_batch_threads_and_profile(leanconv, packed, tmp_path):
@@ -44,10 +55,17 @@ def test_bench_the_twin_of_a_file_with_batch_threads_and_profile(leanconv, packe
     result = json.loads(path.read_text())
     assert result["batch"] == 3 and result["threads"] == 2
     assert all(row["ms"] >= 0 and row["name"] in text for row in result["profile"])
+    for row in result["profile"]:
+        assert row["limit_ms"] > 0 and row["share"] == pytest.approx(row["limit_ms"] / row["ms"]), row
+        assert (row["bound"] == "binary") <= (row["macs_binary"] > 0)
+    assert result["peaks"]["threads"] == 2 and result["peaks"]["arithmetic"]
+    assert "at the limits of this machine, measured in this run" in text
 
 
 def test_refusals(error, packed, tmp_path):
-    assert "unknown rival 'tensorflow'; known: torch, onnxruntime" in error("bench", packed, "--rivals", "tensorflow")
+    assert "unknown rival 'tensorflow'; known: torch, torch-bf16, onnxruntime" in error(
+        "bench", packed, "--rivals", "tensorflow"
+    )
     assert "give the checkpoint or the model's name" in error("bench", packed, "--rivals", "torch:binary")
     assert "did you mean 'bireal_resnet18'?" in error("bench", "bireal_resnet81")
     assert "No such file" in error("bench", tmp_path / "absent.lconv")
@@ -56,7 +74,7 @@ def test_refusals(error, packed, tmp_path):
 
 def test_parse_rivals():
     assert [rival.name for rival in parse_rivals("torch, torch,openvino:binary,")] == ["torch", "openvino:binary"]
-    for text in ("torch:float", "onnxruntime-int8:binary", "torch,,x"):
+    for text in ("torch:float", "onnxruntime-int8:binary", "torch-bf16:binary", "onnxruntime-bf16", "torch,,x"):
         with pytest.raises(BenchError):
             parse_rivals(text)
 
@@ -102,3 +120,32 @@ def test_a_worker_that_stops_is_reported():
             worker.ask(do="time", seconds=0.01)
     finally:
         worker.close()
+
+
+def test_a_worker_holds_several_networks_and_counts_calls(packed, tmp_path):
+    from leanconv.bench.process import Worker
+
+    np.save(tmp_path / "x.npy", np.zeros((2, 8, 8, 1), np.uint8))
+    worker = Worker("leanconv", 1)
+    try:
+        for isa in isa_names():
+            held = worker.holding(isa)
+            command = {"path": str(packed), "threads": 1, "batch": 2, "input": str(tmp_path / "x.npy"), "isa": isa}
+            assert held.ask(do="load", engine="leanconv", **command)["about"]["isa"] == isa
+            assert held.name == f"leanconv {isa}" and len(held.ask(do="time", calls=7)["ms"]) == 7
+        profiles = worker.holding("portable").ask(do="profile", seconds=0.01)["profiles"]
+        assert {row["kind"] for row in profiles[0]} >= {"input", "binary_conv", "output"}
+        with pytest.raises(BenchError, match="no engine is loaded as 'absent'"):
+            worker.holding("absent").ask(do="time", calls=1)
+        assert worker.ask(do="peaks", seconds=0.02, threads=1)["peaks"]["arithmetic"]
+    finally:
+        worker.close()
+
+
+def test_turns_are_fair():
+    done: list[int] = []
+    jobs = [lambda n=n: done.append(n) or 0.0 for n in range(3)]
+    ticks: list[None] = []
+    take_turns(jobs, 4, lambda: ticks.append(None))
+    assert len(ticks) == 12 and all(sorted(done[i : i + 3]) == [0, 1, 2] for i in range(0, 12, 3))
+    assert len({tuple(done[i : i + 3]) for i in range(0, 12, 3)}) > 1

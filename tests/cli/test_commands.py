@@ -34,7 +34,7 @@ def test_help_and_version(leanconv):
 
 def test_usage_errors_exit_with_2(leanconv):
     assert "No such option" in leanconv("run", "--nonsense", code=2).stderr
-    assert "int8" in leanconv("compile", "a", "-o", "b", "--real-layers", "int8", code=2).stderr
+    assert "int4" in leanconv("compile", "a", "-o", "b", "--real-layers", "int4", code=2).stderr
     leanconv("compile", code=2)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from leanconv import _core
 from leanconv.engine import isa_names, reference
-from leanconv.program import Input, Op, Output, Program, Step, Value, pack_bits
+from leanconv.program import WRITING_STEPS, Input, Op, Output, Program, Step, Value, pack_bits
 
 
 class Builder:
@@ -68,8 +68,33 @@ class Builder:
         tensors = {k: attrs.pop(k) for k in ("weight",) if k in attrs}
         steps = [self.store(channels)] if steps is None else steps
         self.ops.append(Op(kind, f"{kind}{len(self.ops)}", list(inputs), None, attrs, tensors, steps))
-        written = [s.value for s in steps if s.kind in ("store", "sign")]
+        written = [s.value for s in steps if s.kind in WRITING_STEPS]
         return written[-1] if written and written[-1] is not None else -1
+
+    def quantize(self, channels: int, factor: float = 1.0, zero: int = 0) -> Step:
+        self.values.append(Value("bytes", channels, [zero]))
+        return Step("quantize", value=len(self.values) - 1, factor=float(np.float32(factor)))
+
+    def bytes(self, value: int, factor: float = 1.0, zero: int = 0) -> int:
+        """The bytes of a real value."""
+        c = self.channels(value)
+        return self.op("elementwise", [value], c, [self.quantize(c, factor, zero)])
+
+    def byte_input(self, zero: Sequence[int]) -> None:
+        """The first input takes the bytes of pictures."""
+        self.values[self.input] = Value("bytes", self.channels(self.input), list(zero))
+
+    def int8_conv(
+        self, value: int, out: int, kernel: Any = (3, 3), steps: list[Step] | None = None, *, stride: Any = (1, 1),
+        padding: Any = (1, 1, 1, 1), dilation: Any = (1, 1), weight: np.ndarray | None = None,
+    ) -> int:  # fmt: skip
+        c = self.channels(value)
+        if weight is None:
+            weight = self.rng.integers(-128, 128, (out, *kernel, c)).astype(np.int8)
+        return self.op(
+            "int8_conv", [value], out, steps, weight=self.tensor(weight), in_channels=c, out_channels=out,
+            kernel=list(kernel), stride=list(stride), padding=list(padding), dilation=list(dilation),
+        )  # fmt: skip
 
     def bits(self, value: int) -> int:
         """The signs of a real value."""

@@ -18,6 +18,7 @@ def network() -> Program:
     real = b.conv(b.input, 20, (3, 3), [b.affine(20), b.store(20), b.sign(20)])
     out = b.binary_conv(real, 33, steps=[b.affine(33), b.prelu(33), b.store(33)])
     b.output(b.linear(b.global_avg_pool(out), 7), 2)
+    b.output(b.int8_conv(b.bytes(out, 3.0, 100), 6))
     b.preprocessing = {"mean": [0.5] * 5, "std": [0.25] * 5}
     return b.program()
 
@@ -176,6 +177,14 @@ def op(kind: str):
     return lambda p: next(o for o in p["ops"] if o["kind"] == kind)
 
 
+def bytes_of(p):
+    return next(v for v in p["values"] if v["type"] == "bytes")
+
+
+def quantize(p):
+    return next(s for o in p["ops"] for s in o["steps"] if s["kind"] == "quantize")
+
+
 PROGRAMS = {
     "unknown field": lambda p: p.update(extra=1),
     "missing field": lambda p: p.pop("classes"),
@@ -227,6 +236,29 @@ PROGRAMS = {
     "classes": lambda p: p.update(classes=[1, 2]),
     "provenance": lambda p: p.update(provenance=[]),
     "not an object": lambda p: p.update(ops=[3]),
+    "real for bytes": lambda p: op("int8_conv")(p).update(inputs=[0]),
+    "bytes for real": lambda p: op("linear")(p).update(inputs=op("int8_conv")(p)["inputs"]),
+    "int8 weight of another type": lambda p: op("int8_conv")(p)["tensors"].update(
+        weight=p["ops"][0]["tensors"]["weight"]
+    ),
+    "int8 weight missing": lambda p: op("int8_conv")(p).update(tensors={}),
+    "int8 kernel against weight": lambda p: op("int8_conv")(p)["attrs"].update(kernel=[3, 4]),
+    "int8 groups": lambda p: op("int8_conv")(p)["attrs"].update(groups=1),
+    "int8 negative padding": lambda p: op("int8_conv")(p)["attrs"].update(padding=[0, 0, 0, -1]),
+    "no zero point": lambda p: bytes_of(p).pop("zero"),
+    "no zero points": lambda p: bytes_of(p).update(zero=[]),
+    "zero points of another number": lambda p: bytes_of(p).update(zero=[1, 2]),
+    "zero point above a byte": lambda p: bytes_of(p).update(zero=[256]),
+    "zero point below a byte": lambda p: bytes_of(p).update(zero=[-1]),
+    "zero point of a real value": lambda p: p["values"][0].update(zero=[0]),
+    "zero points by channel where bytes are written": lambda p: bytes_of(p).update(zero=[*range(33)]),
+    "factor 0": lambda p: quantize(p).update(factor=0),
+    "negative factor": lambda p: quantize(p).update(factor=-1.5),
+    "tiny factor": lambda p: quantize(p).update(factor=1e-60),
+    "huge factor": lambda p: quantize(p).update(factor=1e60),
+    "factor text": lambda p: quantize(p).update(factor="1"),
+    "factor missing": lambda p: quantize(p).pop("factor"),
+    "quantize to a real value": lambda p: quantize(p).update(value=0),
     "deep": lambda p: p["provenance"].update(deep=json.loads("[" * 50 + "]" * 50)),
 }
 

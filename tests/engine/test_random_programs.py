@@ -6,8 +6,10 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from leanconv.program import ProgramError, Step, output_size
+from leanconv.program import WRITING_STEPS, ProgramError, Step, output_size
 from tests.engine.builder import Builder, check
+
+KINDS = ["affine", "add", "mul", "clip", "prelu", "store", "sign", "quantize"]
 
 
 def integers(b: Builder, channels: int) -> str:
@@ -18,7 +20,7 @@ def integers(b: Builder, channels: int) -> str:
 def draw_steps(draw, b: Builder, channels: int, size, sizes) -> list[Step]:
     """A chain of exact steps with one or two results."""
     steps: list[Step] = []
-    for kind in draw(st.lists(st.sampled_from(["affine", "add", "mul", "clip", "prelu", "store", "sign"]), max_size=5)):
+    for kind in draw(st.lists(st.sampled_from(KINDS), max_size=5)):
         readable = [
             v
             for v, s in sizes.items()
@@ -41,6 +43,9 @@ def draw_steps(draw, b: Builder, channels: int, size, sizes) -> list[Step]:
             steps.append(b.store(channels))
         elif kind == "sign":
             steps.append(Step("sign", b.value("bits", channels), None, integers(b, channels)))
+        elif kind == "quantize":  # ties, saturation on both sides
+            zero = draw(st.sampled_from([0, 3, 128, 255]))
+            steps.append(b.quantize(channels, draw(st.sampled_from([0.5, 0.3, 1.0, 40.0])), zero))
     return [*steps, Step("clip", min=-64.0, max=64.0), b.store(channels)]
 
 
@@ -48,19 +53,39 @@ def draw_steps(draw, b: Builder, channels: int, size, sizes) -> list[Step]:
 def programs(draw):
     channels = draw(st.sampled_from([1, 3, 8, 32, 33, 66]))
     b = Builder(channels, seed=draw(st.integers(0, 1000)))
+    from_bytes = draw(st.integers(0, 4)) == 0
+    if from_bytes:
+        b.byte_input(draw(st.lists(st.integers(0, 255), min_size=channels, max_size=channels)))
     size = (draw(st.integers(1, 9)), draw(st.integers(1, 9)))
     sizes = {b.input: size}
     for _ in range(draw(st.integers(1, 7))):
         kind = draw(
-            st.sampled_from(["binary", "binary", "transpose", "conv", "max_pool", "elementwise", "concat", "flatten"])
+            st.sampled_from(
+                [
+                    "binary",
+                    "binary",
+                    "transpose",
+                    "conv",
+                    "int8",
+                    "int8",
+                    "max_pool",
+                    "elementwise",
+                    "concat",
+                    "flatten",
+                ]
+            )
         )
         reals = [v for v in sizes if b.values[v].type == "real"]
         bits = [v for v in sizes if b.values[v].type == "bits"]
         pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
         mark = len(b.ops), len(b.values), dict(b.tensors)
-        source = draw(st.sampled_from(bits if kind in ("binary", "transpose") and bits else reals))
-        if kind in ("binary", "transpose") and not bits:
-            kind = "elementwise"
+        packed = [v for v in sizes if b.values[v].type == "bytes"]
+        readable = {"binary": bits, "transpose": bits, "int8": packed}.get(kind, reals)
+        if not readable:
+            kind, readable = "elementwise", reals
+        if not readable:
+            continue
+        source = draw(st.sampled_from(readable))
         c = b.channels(source)
         groups = draw(st.sampled_from([g for g in (1, 1, 2, 3, 11) if c % g == 0]))
         out = groups * draw(st.sampled_from([1, 3, 16, 33]))
@@ -73,6 +98,9 @@ def programs(draw):
             stride = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
             value = b.binary_conv_transpose(source, out, kernel, [], stride=stride, dilation=dilation, groups=groups,
                                             padding=draw(st.tuples(st.integers(0, 2), st.integers(0, 2))))  # fmt: skip
+        elif kind == "int8":
+            padding = draw(st.tuples(*[st.integers(0, 3)] * 4))
+            value = b.int8_conv(source, out, kernel, [], stride=stride, dilation=dilation, padding=padding)
         elif kind == "conv":
             weight = b.rng.integers(-2, 3, (out, *kernel, c // groups)).astype(np.float32)
             padding = draw(st.tuples(*[st.integers(0, 3)] * 4))
@@ -110,15 +138,19 @@ def programs(draw):
         if op.output is None:
             op.steps = draw_steps(draw, b, out, made, sizes)
             for step in op.steps:
-                if step.kind in ("store", "sign"):
+                if step.kind in WRITING_STEPS:
                     sizes[step.value] = made
         else:
             sizes[value] = made
     reals = [v for v in sizes if b.values[v].type == "real"]
+    if not reals:
+        reals = [b.int8_conv(b.input, 5)]
     for v in [*draw(st.lists(st.sampled_from(reals), min_size=1, max_size=4)), reals[-1]]:
         b.output(v)
     batch = draw(st.sampled_from([1, 2, 5]))
     x = np.random.default_rng(0).integers(-4, 5, (batch, channels, *size)).astype(np.float32)
+    if from_bytes:
+        x = np.random.default_rng(0).integers(0, 256, (batch, *size, channels), dtype=np.uint8)
     return b.program(), x
 
 

@@ -14,7 +14,7 @@ def check(rivals: list[Rival], outputs: dict[str, np.ndarray], twin: np.ndarray 
 
     `outputs` maps names to the first output on the same pictures, our engine's as "leanconv"; `twin` is torch's output
     of the float twin. Float rivals must give the twin's values to rounding. The binary network must give the same class
-    as our engine on every picture. An int8 rival is another network: its distance is reported, not judged.
+    as our engine on every picture. An int8 or bf16 rival is another network: its distance is reported, not judged.
     """
     report: dict[str, dict[str, float]] = {}
     for rival in rivals:

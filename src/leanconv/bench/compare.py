@@ -15,14 +15,19 @@ from leanconv import engine as engines
 from leanconv.bench import subject as subjects
 from leanconv.bench.agreement import check
 from leanconv.bench.coordinator import Timing, interleave
+from leanconv.bench.limits import add_limits
 from leanconv.bench.machine import describe
 from leanconv.bench.process import Worker
-from leanconv.bench.rivals import Rival, check_installed
+from leanconv.bench.rivals import BenchError, Rival, check_installed
 from leanconv.bench.subject import Subject
+from leanconv.engine import peaks
 from leanconv.extras import need
+from leanconv.program import Program
 
 if TYPE_CHECKING:
     from leanconv.networks import Network
+
+PEAK_SECONDS = 0.5
 
 
 @dataclass
@@ -40,7 +45,9 @@ class Result:
     other_load: float | None
     rounds: int
     engine_bytes: int
+    real_layers: str = "fp32"
     profile: list[dict[str, Any]] | None = None
+    peaks: dict[str, Any] | None = None
     machine: dict[str, Any] = field(default_factory=describe)
 
     @property
@@ -59,7 +66,7 @@ class Result:
             "batch": self.batch,
             "size": self.size,
             "engine_bytes": self.engine_bytes,
-            "real_layers": "fp32",
+            "real_layers": self.real_layers,
             "agreement": self.agreement,
             "rounds": self.rounds,
             "other_load": self.other_load,
@@ -67,7 +74,7 @@ class Result:
             | {name: timing.to_dict() for name, timing in self.rivals.items()},
             "about": self.about,
             "machine": self.machine,
-        } | ({"profile": self.profile} if self.profile is not None else {})
+        } | ({"profile": self.profile, "peaks": self.peaks} if self.profile is not None else {})
 
 
 def run_bench(
@@ -79,6 +86,7 @@ def run_bench(
     batch: int = 1,
     rounds: int = 15,
     profile: bool = False,
+    int8: bool = False,
     twin: Network | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Result:
@@ -86,7 +94,7 @@ def run_bench(
 
     A rival runs the float twin, untrained (its weights do not change its time) unless `twin` is given, or as `X:binary`
     the same network as the engine. Every engine has a process of its own with the same number of threads; only one runs
-    at a time.
+    at a time. `int8`: real-valued layers of a checkpoint or of a network by name in int8; a packed file is as it is.
 
     Raises BenchError, MissingExtraError, NetworkError, CheckpointError, CompileError, ProgramError.
     """
@@ -94,10 +102,10 @@ def run_bench(
     check_installed(rivals)
     with tempfile.TemporaryDirectory(prefix="leanconv-bench-") as temporary, ExitStack() as stack:
         folder = Path(temporary)
-        subject = find_subject(model, size, batch, folder, tell)
+        subject = find_subject(model, size, batch, folder, tell, int8)
         np.save(folder / "pictures.npy", subject.pictures)
         np.save(folder / "floats.npy", subject.floats)
-        files = _write_networks(rivals, subject, twin, folder, tell) if rivals else {}
+        files = write_networks(rivals, subject, twin, folder, tell) if rivals else {}
         workers: list[Worker] = []
         about: dict[str, dict[str, Any]] = {}
         outputs: dict[str, np.ndarray] = {}
@@ -123,6 +131,7 @@ def run_bench(
             tell(f"timing {done}/{total}")
 
         timings, other_load = interleave(workers, rounds, tick)
+        rows, limits = layer_times(subject, threads, batch, tell) if profile else (None, None)
         return Result(
             model=subject.name or Path(model).name,
             size=subject.size,
@@ -135,27 +144,42 @@ def run_bench(
             other_load=other_load,
             rounds=rounds,
             engine_bytes=subject.packed.stat().st_size,
-            profile=layer_times(subject, threads, batch) if profile else None,
+            real_layers=subject.real_layers,
+            profile=rows,
+            peaks=limits,
         )
 
 
-def layer_times(subject: Subject, threads: int, batch: int) -> list[dict[str, Any]]:
-    """Name, kind and milliseconds of every layer, as the engine measures them."""
+def layer_times(
+    subject: Subject, threads: int, batch: int, tell: Callable[[str], None] = lambda text: None
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Every operator's time beside what it would take at least here (:mod:`leanconv.bench.limits`), and the peaks that
+    were measured for it."""
     model = engines.load(subject.packed, threads=threads)
-    return [dict(row) for row in model.profile(subject.pictures[:batch])]
+    tell("measuring the processor's peaks")
+    limits = peaks.measure(PEAK_SECONDS, threads)
+    tell("timing the layers")
+    rows = model.profile(subject.pictures[:batch])
+    program = Program.load(subject.packed)
+    return add_limits(rows, program, subject.size, batch, model.isa, limits), limits.to_dict()
 
 
-def find_subject(model: str | Path, size: int | None, batch: int, folder: Path, tell: Callable[[str], None]) -> Subject:
+def find_subject(
+    model: str | Path, size: int | None, batch: int, folder: Path, tell: Callable[[str], None], int8: bool = False
+) -> Subject:
     """A packed file (*.lconv), a checkpoint (any other file) or a model's name. Raises as :func:`run_bench`."""
     path = Path(model)
     if path.suffix == ".lconv":
-        return subjects.from_file(path, size, batch)
+        subject = subjects.from_file(path, size, batch)
+        if int8 and subject.real_layers != "int8":
+            raise BenchError(f"{path}: was compiled with fp32 layers; give the checkpoint or the model's name for int8")
+        return subject
     need(f"`leanconv bench {model}` (anything but a .lconv file)", "train", "torch", "timm")
     tell(f"compiling {path.name}")
-    return subjects.from_network(str(model), size, batch, folder)
+    return subjects.from_network(str(model), size, batch, folder, int8)
 
 
-def _write_networks(
+def write_networks(
     rivals: list[Rival], subject: Subject, twin: Network | None, folder: Path, tell: Callable[[str], None]
 ) -> dict[str, Path]:
     """The file that each rival loads; also `twin.npy`, what the float twin gives in torch."""
@@ -195,6 +219,6 @@ def _write_networks(
     files: dict[str, Path] = {}
     for rival in rivals:
         network = subjects.network_for(rival, subject, twin)
-        kind = "torch" if rival.engine == "torch" else "int8" if rival.precision == "int8" else "onnx"
+        kind = "torch" if rival.library == "torch" else "int8" if rival.precision == "int8" else "onnx"
         files[rival.name] = write(kind, rival.binary, network)
     return files

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from leanconv.bench.machine import available_cores, busy_seconds
-from leanconv.bench.process import Worker
 
 BATCH_SECONDS = 0.06
+
+
+class Asked(Protocol):
+    """A worker, or one of the networks that it holds."""
+
+    @property
+    def name(self) -> str: ...
+
+    def ask(self, **command: Any) -> dict[str, Any]: ...
 
 
 @dataclass
@@ -52,25 +61,41 @@ def summarize(batches: Sequence[Sequence[float]]) -> Timing:
     )
 
 
+def take_turns(
+    jobs: Sequence[Callable[[], float]], rounds: int, tick: Callable[[], None] = lambda: None
+) -> float | None:
+    """Do every job `rounds` times, in a new random order each round; a job returns the CPU seconds that it used.
+
+    Returns which share of the machine other processes used meanwhile (None if unknown).
+    """
+    order = list(jobs)
+    shuffle = random.Random(0).shuffle
+    others: list[float] = []
+    for _ in range(rounds):
+        shuffle(order)
+        for job in order:
+            busy, wall = busy_seconds(), time.monotonic()
+            used = job()
+            busy_after, wall = busy_seconds(), time.monotonic() - wall
+            if busy is not None and busy_after is not None and wall > 0:
+                others.append(max(0.0, (busy_after - busy - used) / (wall * available_cores())))
+            tick()
+    return statistics.mean(others) if others else None
+
+
 def interleave(
-    workers: Sequence[Worker], rounds: int, tick: Callable[[], None] = lambda: None
+    workers: Sequence[Asked], rounds: int, tick: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, Timing], float | None]:
     """Time every worker `rounds` times, in a new random order each round.
 
     Returns the timings by name, and which share of the machine other processes used meanwhile (None if unknown).
     """
-    order = list(workers)
-    shuffle = random.Random(0).shuffle
     taken: dict[str, list[list[float]]] = {worker.name: [] for worker in workers}
-    others: list[float] = []
-    for _ in range(rounds):
-        shuffle(order)
-        for worker in order:
-            busy, wall = busy_seconds(), time.monotonic()
-            reply = worker.ask(do="time", seconds=BATCH_SECONDS)
-            busy_after, wall = busy_seconds(), time.monotonic() - wall
-            taken[worker.name].append(reply["ms"])
-            if busy is not None and busy_after is not None and wall > 0:
-                others.append(max(0.0, (busy_after - busy - reply["cpu"]) / (wall * available_cores())))
-            tick()
-    return {name: summarize(batches) for name, batches in taken.items()}, statistics.mean(others) if others else None
+
+    def job(worker: Asked) -> float:
+        reply = worker.ask(do="time", seconds=BATCH_SECONDS)
+        taken[worker.name].append(reply["ms"])
+        return float(reply["cpu"])
+
+    other_load = take_turns([functools.partial(job, worker) for worker in workers], rounds, tick)
+    return {name: summarize(batches) for name, batches in taken.items()}, other_load

@@ -39,6 +39,10 @@ class Leanconv:
     def result(self, output: Any) -> np.ndarray:
         return first(output)
 
+    def profile(self, prepared: Any, repeats: int) -> list[dict[str, Any]]:
+        """Name, kind, milliseconds and multiply-adds of every operator."""
+        return [dict(row) for row in self.model.profile(prepared, repeats=repeats)]
+
 
 @dataclass
 class Torch:
@@ -47,10 +51,11 @@ class Torch:
     model: Any
     torch: Any
     channels_last: bool = False
+    dtype: Any = None  # of pictures and weights; None: float32
     about: dict[str, Any] = field(default_factory=dict)
 
     def prepare(self, pictures: np.ndarray) -> Any:
-        tensor = self.torch.from_numpy(np.array(pictures))
+        tensor = self.torch.from_numpy(np.array(pictures)).to(self.dtype)
         return tensor.contiguous(memory_format=self.torch.channels_last) if self.channels_last else tensor
 
     def run(self, prepared: Any) -> Any:
@@ -58,7 +63,7 @@ class Torch:
             return self.model(prepared)
 
     def result(self, output: Any) -> np.ndarray:
-        return np.asarray((output[0] if isinstance(output, (tuple, list)) else output).numpy())
+        return np.asarray((output[0] if isinstance(output, (tuple, list)) else output).float().numpy())
 
 
 @dataclass
@@ -102,42 +107,44 @@ def load(command: dict[str, Any]) -> Engine:
     """Load the network that a `load` command names."""
     kind, threads = command["engine"], command["threads"]
     if kind == "leanconv":
-        return _leanconv(command["path"], threads)
-    if kind == "torch":
-        return _torch(command["path"], threads, np.load(command["input"])[: command["batch"]])
+        return _leanconv(command["path"], threads, command.get("isa"))
+    if kind.startswith("torch"):
+        return _torch(command["path"], threads, np.load(command["input"])[: command["batch"]], kind == "torch-bf16")
     if kind.startswith("onnxruntime"):
         return _onnxruntime(command["path"], threads, command["batch"])
     return _openvino(command["path"], threads, np.load(command["input"])[: command["batch"]].shape, kind)
 
 
-def _leanconv(path: str, threads: int) -> Engine:
+def _leanconv(path: str, threads: int, isa: str | None) -> Engine:
     import leanconv
     from leanconv import engine
 
-    model = engine.load(path, threads=threads)
+    model = engine.load(path, threads=threads, isa=isa)
     return Leanconv(model, {"version": leanconv.__version__, "isa": model.isa, "threads": model.threads})
 
 
-def _torch(path: str, threads: int, example: np.ndarray) -> Engine:
+def _torch(path: str, threads: int, example: np.ndarray, bf16: bool) -> Engine:
     import torch
 
     from leanconv.bench.networks import load_network
     from leanconv.bench.worker import timed_batch
 
     torch.set_num_threads(threads)
-    torch.set_num_interop_threads(1)
-    model: Any = load_network(path)
+    if torch.get_num_interop_threads() != 1:  # can be set only once
+        torch.set_num_interop_threads(1)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    model: Any = load_network(path).to(dtype)
     made = []
     for channels_last in (False, True):
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        engine = Torch(model.to(memory_format=layout), torch, channels_last)
+        engine = Torch(model.to(memory_format=layout), torch, channels_last, dtype)
         prepared = engine.prepare(example)
         times = timed_batch(functools.partial(engine.run, prepared), 0.1)
         made.append((sorted(times)[len(times) // 2], channels_last))
     channels_last = min(made)[1]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     about = {"version": torch.__version__, "layout": "channels_last" if channels_last else "contiguous"}
-    return Torch(model.to(memory_format=layout), torch, channels_last, about)
+    return Torch(model.to(memory_format=layout), torch, channels_last, dtype, about)
 
 
 def _onnxruntime(path: str, threads: int, batch: int) -> Engine:
@@ -168,7 +175,7 @@ def _openvino(path: str, threads: int, shape: tuple[int, ...], kind: str) -> Eng
     network = core.read_model(path)
     network.reshape({network.inputs[0]: openvino.PartialShape(list(shape))})
     config: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
-    if kind == "openvino":
-        config["INFERENCE_PRECISION_HINT"] = "f32"
+    if kind != "openvino-int8":
+        config["INFERENCE_PRECISION_HINT"] = "bf16" if kind == "openvino-bf16" else "f32"
     compiled = core.compile_model(network, "CPU", config)
     return OpenVino(compiled.create_infer_request(), {"version": openvino.__version__})

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from leanconv import models  # noqa: F401  registers our names with timm, and prepares torchvision for it
+from leanconv.bench import chains
 from leanconv.networks import Network
 
 import timm  # isort: skip
@@ -25,7 +26,9 @@ def save_network(network: Network, path: Path) -> None:
 
 
 def load_network(path: str | Path) -> nn.Module:
-    """The model that :func:`save_network` wrote, in evaluation mode."""
+    """The model that :func:`save_network` (or :func:`leanconv.bench.chains.save`) wrote, in evaluation mode."""
+    if Path(path).suffix == ".json":
+        return chains.load(Path(path))
     from safetensors import safe_open
     from safetensors.torch import load_file
 

@@ -8,6 +8,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, cast
 
 from leanconv.bench.rivals import BenchError
@@ -16,18 +19,27 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 
 
 class Worker:
-    """Starts `python -m leanconv.bench.worker` with every library's threads set to `threads`."""
+    """Starts `python -m leanconv.bench.worker` with every library's threads set to `threads`.
 
-    def __init__(self, name: str, threads: int) -> None:
+    Args: `program`, another worker that obeys the same commands; `environment`, further variables for it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        threads: int,
+        program: Sequence[str] = (sys.executable, "-m", "leanconv.bench.worker"),
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.name = name
-        environment = os.environ | {variable: str(threads) for variable in _THREAD_VARIABLES}
+        variables = {variable: str(threads) for variable in _THREAD_VARIABLES} | dict(environment)
         self._errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  lives as long as the worker
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "leanconv.bench.worker"],
+            list(program),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=environment,
+            env=os.environ | variables,
             text=True,
         )
 
@@ -50,6 +62,10 @@ class Worker:
             raise BenchError(f"{self.name}: {reply['error']}")
         return reply
 
+    def holding(self, key: str) -> Held:
+        """One of several networks in this worker, to be loaded and timed by itself."""
+        return Held(self, key)
+
     def close(self) -> None:
         """End the worker; it stops when its input closes."""
         for pipe in (self._process.stdin, self._process.stdout):
@@ -62,3 +78,19 @@ class Worker:
             self._process.kill()
             self._process.wait()
         self._errors.close()
+
+
+@dataclass(frozen=True)
+class Held:
+    """One of the networks in a worker."""
+
+    worker: Worker
+    key: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.worker.name} {self.key}"
+
+    def ask(self, **command: Any) -> dict[str, Any]:
+        """As :meth:`Worker.ask`."""
+        return self.worker.ask(key=self.key, **command)

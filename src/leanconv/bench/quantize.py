@@ -13,8 +13,11 @@ METHOD = (
 )
 
 
-def quantize(source: Path, target: Path, pictures: np.ndarray) -> None:
-    """Static QDQ quantisation with uint8 activations and per-channel int8 weights, calibrated on `pictures`."""
+def quantize(source: Path, target: Path, pictures: np.ndarray, batch: int = 1) -> None:
+    """Static QDQ quantisation with uint8 activations and per-channel int8 weights, calibrated on `pictures`.
+
+    Args: `batch` is how many of them the model takes at a time.
+    """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -25,7 +28,7 @@ def quantize(source: Path, target: Path, pictures: np.ndarray) -> None:
 
     class Pictures(CalibrationDataReader):
         def __init__(self) -> None:
-            self._rest: Iterator[np.ndarray] = iter(np.split(pictures, len(pictures)))
+            self._rest: Iterator[np.ndarray] = iter(np.split(pictures, len(pictures) // batch))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             picture = next(self._rest, None)

@@ -9,9 +9,11 @@ from leanconv.extras import need
 # name: (libraries it needs, the extra that brings them, precision of its arithmetic)
 ENGINES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "torch": (("torch", "timm"), "train", "float32"),
+    "torch-bf16": (("torch", "timm"), "train", "bfloat16"),
     "onnxruntime": (("onnxruntime", "onnx", "onnxscript", "torch", "timm"), "train,export,bench", "float32"),
     "onnxruntime-int8": (("onnxruntime", "onnx", "onnxscript", "torch", "timm"), "train,export,bench", "int8"),
     "openvino": (("openvino", "onnx", "onnxscript", "torch", "timm"), "train,export,bench", "float32"),
+    "openvino-bf16": (("openvino", "onnx", "onnxscript", "torch", "timm"), "train,export,bench", "bfloat16"),
     "openvino-int8": (
         ("openvino", "onnxruntime", "onnx", "onnxscript", "torch", "timm"),
         "train,export,bench",
@@ -58,8 +60,8 @@ def parse_rivals(text: str) -> list[Rival]:
         if engine not in ENGINES or (colon and kind != "binary"):
             raise BenchError(f"unknown rival {name!r}; known: {', '.join(ENGINES)}, each also as X:binary")
         rival = Rival(engine, bool(colon))
-        if rival.binary and rival.precision == "int8":
-            raise BenchError(f"{name}: the binary network is not quantised once more; use {rival.library}:binary")
+        if rival.binary and rival.precision != "float32":
+            raise BenchError(f"{name}: the binary network is not rounded once more; use {rival.library}:binary")
         if rival not in rivals:
             rivals.append(rival)
     return rivals

@@ -29,6 +29,7 @@ class Subject:
     floats: np.ndarray  # the same pictures for rivals, float NCHW
     outputs: int  # channels of the first output
     network: Network | None = None  # torch's network of the same weights, where it is known
+    real_layers: str = "fp32"
 
     @property
     def size(self) -> list[int]:
@@ -55,11 +56,14 @@ def from_file(path: Path, size: int | None, batch: int) -> Subject:
     result = model(shown[:1])
     first = next(iter(result.values())) if isinstance(result, dict) else result
     name = (about["provenance"] or {}).get("model")
-    return Subject(path, name, shown, floats, int(first.shape[1]))
+    layers = (about["provenance"] or {}).get("real_layers", "fp32")
+    return Subject(path, name, shown, floats, int(first.shape[1]), real_layers=layers)
 
 
-def from_network(text: str, size: int | None, batch: int, folder: Path) -> Subject:
+def from_network(text: str, size: int | None, batch: int, folder: Path, int8: bool = False) -> Subject:
     """A checkpoint, or an untrained network by name, compiled into `folder`. Needs torch.
+
+    `int8`: with real-valued layers in int8, calibrated on made-up pictures, which is enough to measure time.
 
     Raises NetworkError, CheckpointError, CompileError.
     """
@@ -69,7 +73,10 @@ def from_network(text: str, size: int | None, batch: int, folder: Path) -> Subje
     if not network.training:
         settle(network.model, network.example(size, count=8).numpy())
     packed = folder / "engine.lconv"
-    network.compile(size)[0].save(packed)
+    channels, height, width = network.rules.input_size
+    height, width = (size, size) if size else (height, width)
+    pictures = smooth_pictures(8, height, width, channels) if int8 else None
+    network.compile(size, calibration=pictures)[0].save(packed)
     subject = from_file(packed, size, batch)
     subject.network = network
     return subject

@@ -21,6 +21,12 @@ def agreement(text: Path, checkpoint: Path, spec: str, threads: int | None, json
     packed = packed_path(text)
     if packed.suffix != ".lconv":
         raise CommandError(f"{packed}: --against compares a packed file (.lconv) with its checkpoint")
+    from leanconv.program import Program
+
+    if Program.load(packed).provenance.get("real_layers") == "int8":
+        raise CommandError(
+            f"{packed}: has int8 layers, whose values are not PyTorch's; compare their accuracy with `leanconv eval`"
+        )
     import torch
 
     from leanconv import engine
@@ -28,12 +34,11 @@ def agreement(text: Path, checkpoint: Path, spec: str, threads: int | None, json
     from leanconv.models.packed_state import without_state
     from leanconv.networks import from_checkpoint
     from leanconv.preprocess import normalize
-    from leanconv.program import Program
     from leanconv.train.data import load_data
 
     network = from_checkpoint(checkpoint)
-    again, _ = network.compile(verify=False)
     program = without_state(Program.load(packed))
+    again, _ = network.compile(verify=False)
     if [(op.kind, op.name) for op in program.ops] != [(op.kind, op.name) for op in again.ops] or any(
         not np.array_equal(again.tensors[name], tensor) for name, tensor in program.tensors.items()
     ):

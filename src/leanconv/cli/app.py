@@ -28,6 +28,7 @@ class RealLayers(StrEnum):
     """Arithmetic of the real-valued layers."""
 
     fp32 = "fp32"
+    int8 = "int8"
 
 
 def _version(value: bool) -> None:
@@ -114,14 +115,26 @@ def evaluate(
 
 @app.command("compile")
 def compile_(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT|NAME", help="A checkpoint, or a network whose trained weights ship.")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="MODEL.lconv")],
-    real_layers: Annotated[RealLayers, typer.Option("--real-layers")] = RealLayers.fp32,
+    real_layers: Annotated[
+        RealLayers, typer.Option("--real-layers", help="Arithmetic of the layers with real weights.")
+    ] = RealLayers.fp32,
+    calibrate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--calibrate",
+            metavar="PICTURES",
+            help="For int8: a picture, a folder, an .npz file or a data SPEC; repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Compile a checkpoint into one packed file; parity with torch is verified before it is written."""
     from leanconv.cli.convert import compile_checkpoint
 
-    compile_checkpoint(checkpoint, output)
+    compile_checkpoint(checkpoint, output, real_layers is RealLayers.int8, calibrate)
 
 
 @app.command()
@@ -210,7 +223,7 @@ def bench(
         typer.Option(
             "--rivals",
             metavar="LIST",
-            help="Of torch, onnxruntime, onnxruntime-int8, openvino, openvino-int8; X:binary runs the binary network.",
+            help="torch, onnxruntime, openvino, torch-bf16, openvino-bf16, onnxruntime-int8, openvino-int8, X:binary",
         ),
     ] = "",
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of every engine.")] = 1,
@@ -224,7 +237,7 @@ def bench(
     """Latency in the engine, beside rivals that run the float twin in the same run."""
     from leanconv.cli.bench import bench
 
-    bench(model, rivals, threads, size, batch, rounds, json, profile)
+    bench(model, rivals, threads, size, batch, rounds, json, profile, real_layers is RealLayers.int8)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +24,7 @@ def bench(
     rounds: int,
     json: Path | None,
     profile: bool,
+    int8: bool = False,
 ) -> None:
     """Measure, print, and write the JSON file."""
     to_stdout = json is not None and str(json) == "-"
@@ -37,6 +39,7 @@ def bench(
             batch=batch,
             rounds=rounds,
             profile=profile,
+            int8=int8,
             tell=tell,
         )
     text = jsonlib.dumps(result.to_dict(), indent=1) + "\n"
@@ -78,14 +81,34 @@ def show(result: Result, out: Console) -> None:
         show_profile(result.profile, out)
 
 
-def show_profile(rows: list[dict[str, object]], out: Console) -> None:
-    """A bar a layer, as long as its share of the time."""
-    total = sum(float(str(row["ms"])) for row in rows) or 1.0
+def show_profile(rows: list[dict[str, Any]], out: Console) -> None:
+    """A bar a layer, as long as its time; the full part is what it would take at this machine's limit."""
+    total = sum(row["ms"] for row in rows) or 1.0
+    longest = max((row["ms"] for row in rows), default=0.0) or 1.0
     table = Table(title="time by layer (one run at a time, medians)", title_justify="left", box=None, padding=(0, 1))
-    for column in ("layer", "kind", "ms", "%", ""):
-        table.add_column(column, justify="right" if column in ("ms", "%") else "left", no_wrap=True)
+    for column in ("layer", "kind", "ms", "%", "of limit", "limit", ""):
+        right = column in ("ms", "%", "of limit")
+        table.add_column(column, justify="right" if right else "left", no_wrap=True)
     for row in rows:
-        ms = float(str(row["ms"]))
-        bar = "█" * round(30 * ms / total) or "▏"
-        table.add_row(str(row["name"]), str(row["kind"]), f"{ms:.4f}", f"{100 * ms / total:.1f}", bar)
+        share = "" if row["share"] is None else f"{row['share']:.0%}"
+        cells = [row["name"], row["kind"], f"{row['ms']:.4f}", f"{100 * row['ms'] / total:.1f}", share]
+        table.add_row(*cells, row["bound"] or "", bar(row["ms"] / longest, row["share"] or 0.0))
     out.print(table)
+    limits = sum(row["limit_ms"] or 0.0 for row in rows)
+    out.print(
+        f"all layers {total:.3f} ms; at the limits of this machine, measured in this run, {limits:.3f} ms "
+        f"({limits / total:.0%}). limit: arithmetic of that kind, or reading from that level of memory",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def bar(part: float, share: float, width: int = 30) -> str:
+    """`part` of `width` cells, of which `share` full.
+
+    >>> bar(0.5, 0.4, 10), bar(0.001, 0.4), bar(0.1, 1.2, 10)
+    ('██░░░', '▏', '█')
+    """
+    length = round(width * part)
+    full = min(length, round(length * share))
+    return "█" * full + "░" * (length - full) or "▏"

@@ -4,23 +4,40 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from leanconv.cli.calibration import accuracy, check_calibration, read_calibration
 from leanconv.cli.errors import CommandError
 from leanconv.extras import need
+from leanconv.shipped import weights
 
 
-def compile_checkpoint(checkpoint: Path, output: Path) -> None:
-    """Write the packed file of a checkpoint, after the compiler has verified it against torch."""
+def compile_checkpoint(source: Path, output: Path, int8: bool = False, calibrate: list[str] | None = None) -> None:
+    """Write the packed file of a checkpoint, or of a network whose weights ship, after the compiler has verified it
+    against torch. `int8`: with its real-valued layers in int8, calibrated on pictures."""
     need("`leanconv compile`", "train", "torch", "timm")
     check_target(output, ".lconv")
-    checkpoint.stat()  # a missing file is an error at once, before torch is imported
-    from leanconv.networks import from_checkpoint
+    if calibrate and not int8:
+        raise CommandError("--calibrate goes with --real-layers int8; fp32 layers need no pictures")
+    shipped = not source.is_file() and str(source) in weights()
+    if not shipped:
+        source.stat()  # a missing file is an error at once, before torch is imported
+    if int8:
+        check_calibration(calibrate or [])
+    from leanconv.networks import from_checkpoint, from_shipped
 
-    network = from_checkpoint(checkpoint)
-    program, verification = network.compile()
+    network = from_shipped(str(source)) if shipped else from_checkpoint(source)
+    calibration = read_calibration(calibrate or [], network.rules) if int8 else None
+    program, verification = network.compile(calibration=None if calibration is None else calibration.pictures)
     size = program.save(output)
     print(verification)
-    before = checkpoint.stat().st_size
-    print(f"{output}  {size:,} bytes, {before / size:.1f} times smaller than {checkpoint} ({before:,} bytes)")
+    if calibration is not None and calibration.test is not None:
+        assert verification is not None and verification.quantization is not None
+        before, after = (accuracy(p, calibration.test) for p in (verification.quantization.before, program))
+        print(f"top-1 on {len(calibration.test)} test pictures: {before:.4f} in fp32, {after:.4f} in int8")
+    if shipped:
+        print(f"{output}  {size:,} bytes")
+        return
+    bytes_before = source.stat().st_size
+    print(f"{output}  {size:,} bytes, {bytes_before / size:.1f} times smaller than {source} ({bytes_before:,} bytes)")
 
 
 def export_onnx(model: str, output: Path) -> None:

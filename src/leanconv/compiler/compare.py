@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from leanconv.compiler.errors import CompileError
-from leanconv.program import Op
+from leanconv.program import WRITING_STEPS, Op
 
 TOLERANCE = 1e-4
 
@@ -20,7 +20,7 @@ def fail(op: Op, reason: str) -> CompileError:
 def written(op: Op) -> list[int]:
     """The values that an operator writes, in order."""
     own = [] if op.output is None else [op.output]
-    return own + [s.value for s in op.steps if s.kind in ("store", "sign") and s.value is not None]
+    return own + [s.value for s in op.steps if s.kind in WRITING_STEPS and s.value is not None]
 
 
 def rms(array: np.ndarray) -> float:

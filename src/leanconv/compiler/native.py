@@ -17,14 +17,14 @@ INEXACT_STEPS = ("sigmoid", "silu", "hard_sigmoid", "hard_swish")
 
 
 def instrumented(program: Program) -> Program:
-    """`program` with every real value as an output, and the input of every sign stored right before it."""
+    """`program` with every real value as an output, and what every sign and byte is made of stored right before it."""
     seen = copy.copy(program)
     seen.values, seen.ops, seen.outputs = list(program.values), [], []
     for op in program.ops:
         changed = copy.copy(op)
         changed.steps = []
         for step in op.steps:
-            if step.kind == "sign":
+            if step.kind in ("sign", "quantize"):
                 assert step.value is not None
                 seen.values.append(Value("real", program.values[step.value].channels))
                 changed.steps.append(Step("store", value=len(seen.values) - 1))
@@ -40,12 +40,12 @@ def native_values(program: Program, inputs: list[np.ndarray]) -> list[np.ndarray
     got = run_native(seen, inputs)
     values: list[np.ndarray | None] = [None] * len(seen.values)
     for description, array in zip(program.inputs, inputs, strict=True):
-        values[description.value] = reference.to_map(description, array)
+        values[description.value] = reference.input_map(program, description, array)
     for op in seen.ops:
         expected, trace = list(values), reference.Trace()
         reference.run_op(seen, op, expected, trace)
         assert trace.head is not None
-        exact = op.kind.startswith("binary") and not any(s.kind in INEXACT_STEPS for s in op.steps)
+        exact = op.kind.startswith(("binary", "int8")) and not any(s.kind in INEXACT_STEPS for s in op.steps)
         running = None
         for value in written(op):
             theirs = expected[value]
@@ -61,8 +61,9 @@ def native_values(program: Program, inputs: list[np.ndarray]) -> list[np.ndarray
                 values[value] = running = ours
             else:
                 assert running is not None
-                step = next(s for s in op.steps if s.kind == "sign" and s.value == value)
-                values[value] = reference.signs(seen, step, running)
+                step = next(s for s in op.steps if s.value == value)
+                made = reference.signs if step.kind == "sign" else reference.quantized
+                values[value] = made(seen, step, running)
     plain = run_native(program, inputs)
     for output in program.outputs:
         seen_output = values[output.value]

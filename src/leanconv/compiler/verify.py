@@ -29,6 +29,7 @@ from leanconv.compiler.errors import CompileError
 from leanconv.compiler.export import Exported, evaluation
 from leanconv.compiler.lower import constants_of
 from leanconv.compiler.native import native_values
+from leanconv.compiler.quantize import Quantization
 from leanconv.engine import reference
 from leanconv.program import Op
 
@@ -45,12 +46,14 @@ class Verification:
     largest_difference: float  # of an output, end to end
     largest_output: float
     engine: str  # what ran end to end: "native" or "reference"
+    quantization: Quantization | None = None  # of the real-valued layers, after all of that
 
     def __str__(self) -> str:
         return (
             f"verified: {self.operators} operators, integer sums exact, {self.flipped} of {self.signs} signs "
             f"flipped by rounding (farthest {self.worst_flip:.1e} from the threshold), largest output difference "
             f"{self.largest_difference:.1e} of {self.largest_output:.1e} ({self.engine} engine, end to end)"
+            + (f"\n{self.quantization}" if self.quantization is not None else "")
         )
 
 

@@ -1,21 +1,31 @@
 """The oracle: a slow numpy interpreter of a Program that follows docs/format.md line by line.
 
-Binary convolutions are exact integers. Real-valued sums (convolutions, dense layers, average pools) are taken in
-float64 and rounded once, so that any float32 order of summation can be compared with them. Steps are float32 with one
-rounding an operation, in the stated order: given equal inputs, a native epilogue must give the same bits.
+Binary and int8 convolutions are exact integers. Real-valued sums (convolutions, dense layers, average pools) are taken
+in float64 and rounded once, so that any float32 order of summation can be compared with them. Steps are float32 with
+one rounding an operation, in the stated order: given equal inputs, a native epilogue must give the same bits.
 
-Maps are NHWC here: real values float32, bits int8 with +-1.
+Maps are NHWC here: real values float32, bits int8 with +-1, bytes uint8.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from leanconv.program import Input, Op, Program, ProgramError, Step, infer_sizes, output_size, unpack_bits
+from leanconv.program import (
+    Input,
+    Op,
+    Program,
+    ProgramError,
+    Step,
+    infer_sizes,
+    output_size,
+    unpack_bits,
+    zero_points,
+)
 
 Map = np.ndarray
 
@@ -30,16 +40,32 @@ def run(program: Program, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def run_values(program: Program, inputs: Sequence[np.ndarray]) -> list[Map]:
-    """Every value of `program`, by value number: NHWC float32 or int8 +-1."""
+    """Every value of `program`, by value number: NHWC float32, int8 +-1 or uint8."""
     if len(inputs) != len(program.inputs):
         raise ProgramError(f"the network has {len(program.inputs)} inputs, got {len(inputs)}")
     values: list[Map | None] = [None] * len(program.values)
     for description, array in zip(program.inputs, inputs, strict=True):
-        values[description.value] = to_map(description, array, program.preprocessing)
+        values[description.value] = input_map(program, description, array)
     infer_sizes(program, {i.value: _size(values[i.value]) for i in program.inputs})
     for op in program.ops:
         run_op(program, op, values)
     return [v if v is not None else np.zeros((0, 0, 0, 0), np.float32) for v in values]
+
+
+def input_map(program: Program, description: Input, array: np.ndarray) -> Map:
+    """An input as its value: see :func:`to_map`; a value of bytes takes the pictures' bytes as they are."""
+    array = np.asarray(array)
+    if program.values[description.value].type != "bytes":
+        return to_map(description, array, program.preprocessing)
+    expected = (description.height, description.width, description.channels)
+    if array.dtype != np.uint8 or array.ndim != 4:
+        raise ProgramError(
+            f"input {description.name}: the first layer computes in int8, so expected are uint8 pictures N,H,W,C, got "
+            f"{array.dtype} {array.shape}"
+        )
+    if any(e not in (None, g) for e, g in zip(expected, array.shape[1:], strict=True)):
+        raise ProgramError(f"input {description.name}: expected height, width, channels {expected}, got {array.shape}")
+    return np.ascontiguousarray(array)
 
 
 def to_map(description: Input, array: np.ndarray, preprocessing: dict[str, Any] | None = None) -> Map:
@@ -95,6 +121,8 @@ def run_op(program: Program, op: Op, values: list[Map | None], trace: Trace | No
         value = values[number]
         if value is None:
             raise ProgramError(f"{op.name}: value {number} is read before it is written")
+        if program.values[number].type == "bytes":
+            value = value.astype(np.int32) - zero_points(program.values[number])
         inputs.append(value)
     x = _OPERATORS[op.kind](op, inputs, {role: program.tensors[name] for role, name in op.tensors.items()})
     if trace is not None:
@@ -155,6 +183,13 @@ def _binary_conv(op: Op, inputs: list[Map], tensors: dict[str, np.ndarray]) -> M
 
 def _conv(op: Op, inputs: list[Map], tensors: dict[str, np.ndarray]) -> Map:
     return _convolve(op, inputs[0], tensors["weight"], 0.0, np.float64).astype(np.float32)
+
+
+def _int8_conv(op: Op, inputs: list[Map], tensors: dict[str, np.ndarray]) -> Map:
+    # `inputs`: bytes minus zero points. Integers below 2^53 are exact in float64.
+    groups = {**op.attrs, "groups": 1}
+    total = _convolve(replace(op, attrs=groups), inputs[0], tensors["weight"], 0, np.float64)
+    return total.astype(np.int32).astype(np.float32)
 
 
 def _gated_conv(op: Op, inputs: list[Map], tensors: dict[str, np.ndarray]) -> Map:
@@ -269,6 +304,7 @@ _OPERATORS: dict[str, Callable[[Op, list[Map], dict[str, np.ndarray]], Map]] = {
     "gated_conv": _gated_conv,
     "windowed_conv": _conv,
     "adaptive_avg_pool": _adaptive_avg_pool,
+    "int8_conv": _int8_conv,
 }
 
 
@@ -300,8 +336,18 @@ def signs(program: Program, step: Step, x: Map) -> Map:
     return np.where(_scaled(program, step, x) >= 0, 1, -1).astype(np.int8)
 
 
+def quantized(program: Program, step: Step, x: Map) -> Map:
+    """The bytes that a `quantize` step writes for the running value x."""
+    assert step.value is not None and step.factor is not None
+    zero = int(zero_points(program.values[step.value])[0])
+    low, high = np.float32(-zero), np.float32(255 - zero)
+    scaled = x * np.float32(step.factor)
+    scaled = np.minimum(np.where(scaled > low, scaled, low), high)  # NaN becomes the least byte
+    return (np.rint(scaled).astype(np.int32) + zero).astype(np.uint8)
+
+
 def _step(program: Program, step: Step, x: Map, values: list[Map | None]) -> Map:
-    """The running value after `step`; `store` and `sign` write into `values`."""
+    """The running value after `step`; `store`, `sign` and `quantize` write into `values`."""
     with np.errstate(over="ignore", invalid="ignore"):
         if step.kind in _FUNCTIONS:
             return _FUNCTIONS[step.kind](x)
@@ -319,6 +365,8 @@ def _step(program: Program, step: Step, x: Map, values: list[Map | None]) -> Map
             values[step.value] = x
         elif step.kind == "sign":
             values[step.value] = signs(program, step, x)
+        elif step.kind == "quantize":
+            values[step.value] = quantized(program, step, x)
         else:
             other = values[step.value]
             if other is None:
