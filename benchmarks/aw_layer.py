@@ -1,22 +1,24 @@
 """What an AW-convolution costs: its implementations beside the plain convolution, layer by layer.
 
     python benchmarks/aw_layer.py --threads 2 --json results/aw_layer.json
+    python benchmarks/aw_layer.py --layers cifar --batches 128 --precision bfloat16
 
-The layers are the 3x3 convolutions of ResNet-50 at 224 pixels, C channels on H x H maps, fp32, channels_last. Each arm
-is a whole layer, attention included; "forward" is evaluation without gradients, "train" forward and backward with all
-gradients. The arms take turns in one process; a figure is the arm's median over the plain convolution's. "auto" has the
-name of what it chose. :func:`leanconv.nn.aw_functional.choose` was written after this table.
+The layers are 3x3 convolutions with padding 1: those of ResNet-50 at 224 pixels and those of ResNet-20 for 32x32
+pictures; "64@56" has 64 channels in and out on 56 x 56 maps, "16-32@32/2" 16 in, 32 out, stride 2. channels_last,
+float32 or bfloat16 autocast. Each arm is a whole layer, attention included; "forward" is evaluation without gradients,
+"train" forward and backward with all gradients. The arms take turns in one process; a figure is the arm's shortest run
+over the plain convolution's shortest: on a shared machine the only figure that repeats. "auto" has the name of what it
+chose. :func:`leanconv.nn.aw_functional.choose` was written after this table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,42 +28,75 @@ from leanconv.nn import aw_functional
 from leanconv.nn.aw_conv import AWConv2d
 from leanconv.program import write_atomic
 
-LAYERS = ((64, 56), (128, 28), (256, 14), (512, 7))
-ARMS = ("per_sample", "taps")
+
+class Layer(NamedTuple):
+    """A 3x3 convolution of size x size maps.
+
+    >>> Layer(64, 64, 56).name, Layer(16, 32, 32, 2).name
+    ('64@56', '16-32@32/2')
+    """
+
+    inputs: int
+    outputs: int
+    size: int
+    stride: int = 1
+
+    @property
+    def name(self) -> str:
+        channels = str(self.inputs) if self.inputs == self.outputs else f"{self.inputs}-{self.outputs}"
+        return f"{channels}@{self.size}" + ("" if self.stride == 1 else f"/{self.stride}")
+
+
+LAYERS = {
+    "resnet50": (
+        *(Layer(c, c, size) for c, size in ((64, 56), (128, 28), (256, 14), (512, 7))),
+        *(Layer(c, c, size, 2) for c, size in ((128, 56), (256, 28), (512, 14))),
+    ),
+    "cifar": (Layer(16, 16, 32), Layer(32, 32, 16), Layer(64, 64, 8), Layer(16, 32, 32, 2), Layer(32, 64, 16, 2)),
+}
+ARMS = tuple(aw_functional.IMPLEMENTATIONS)
 MODES = ("forward", "train")
 
 
-def layers(channels: int) -> dict[str, nn.Module]:
+def layers(layer: Layer) -> dict[str, nn.Module]:
     """The plain convolution and the same with each implementation, equal weights."""
-    plain = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+    plain = nn.Conv2d(layer.inputs, layer.outputs, 3, layer.stride, padding=1, bias=False)
     made: dict[str, nn.Module] = {"plain": plain}
     for arm in ARMS:
-        made[arm] = AWConv2d(channels, channels, 3, padding=1, bias=False, impl=arm)
+        made[arm] = AWConv2d(layer.inputs, layer.outputs, 3, layer.stride, padding=1, bias=False, impl=arm)
         made[arm].weight = plain.weight
     return {arm: layer.to(memory_format=torch.channels_last) for arm, layer in made.items()}
 
 
-def step(layer: nn.Module, x: Tensor, mode: str) -> Callable[[], Any]:
+def step(layer: nn.Module, x: Tensor, mode: str, precision: str) -> Callable[[], Any]:
     """One run of a layer, forward only or with all gradients."""
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+
+    def forward() -> Tensor:
+        with autocast:
+            return layer(x)
+
     if mode == "forward":
         layer.eval()
-        return torch.no_grad()(lambda: layer(x))
+        x = x.bfloat16() if precision == "bfloat16" else x
+        return torch.no_grad()(forward)
     layer.train()
-    wanted = [x.requires_grad_(), *layer.parameters()]
-    seed = torch.randn_like(layer(x))
-    return lambda: torch.autograd.grad(layer(x), wanted, seed)
+    x = (x.bfloat16() if precision == "bfloat16" else x).requires_grad_()
+    wanted = [x, *layer.parameters()]
+    seed = torch.randn_like(forward())
+    return lambda: torch.autograd.grad(forward(), wanted, seed)
 
 
-def medians(arms: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Milliseconds of each arm: medians over rounds in which every arm runs twice and the second run counts."""
-    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+def shortest(arms: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Milliseconds of each arm: its shortest run, in rounds in which every arm runs twice and the second run counts."""
+    seconds = dict.fromkeys(arms, float("inf"))
     for _ in range(rounds):
         for arm, run in arms.items():
             run()
             started = time.perf_counter()
             run()
-            seconds[arm].append(time.perf_counter() - started)
-    return {arm: 1000 * statistics.median(values) for arm, values in seconds.items()}
+            seconds[arm] = min(seconds[arm], time.perf_counter() - started)
+    return {arm: 1000 * value for arm, value in seconds.items()}
 
 
 def chosen(layer: AWConv2d, x: Tensor) -> str:
@@ -70,40 +105,47 @@ def chosen(layer: AWConv2d, x: Tensor) -> str:
     return aw_functional.choose(x, layer.weight, layer.attn(x), window)
 
 
-def measure(batches: list[int], rounds: int) -> Iterator[dict[str, Any]]:
+def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each batch, layer and mode."""
-    for batch in batches:
-        for channels, size in LAYERS:
+    for batch in options.batches:
+        for layer in (layer for network in options.layers for layer in LAYERS[network]):
             torch.manual_seed(0)
-            made = layers(channels)
-            x = torch.randn(batch, channels, size, size).contiguous(memory_format=torch.channels_last)
-            for mode in MODES:
-                ms = medians({arm: step(layer, x.detach().clone(), mode) for arm, layer in made.items()}, rounds)
-                ratios = {arm: round(ms[arm] / ms["plain"], 2) for arm in ARMS}
-                row = {"batch": batch, "channels": channels, "size": size, "mode": mode, "plain_ms": ms["plain"]}
-                yield row | {"ratio": ratios, "auto": chosen(made["taps"], x)}
+            made = layers(layer)
+            x = torch.randn(batch, layer.inputs, layer.size, layer.size).contiguous(memory_format=torch.channels_last)
+            for mode in options.modes:
+                arms = {
+                    arm: step(made[arm], x.detach().clone(), mode, options.precision)
+                    for arm in ("plain", *options.arms)
+                }
+                ms = shortest(arms, options.rounds)
+                ratios = {arm: round(ms[arm] / ms["plain"], 2) for arm in options.arms}
+                row = {"batch": batch, "layer": layer.name, "mode": mode, "plain_ms": ms["plain"]}
+                yield row | {"ratio": ratios, "auto": chosen(made[ARMS[0]], x)}
 
 
 def markdown(result: dict[str, Any]) -> str:
     """The table, and where it was measured.
 
-    >>> row = {"batch": 1, "channels": 64, "size": 56, "mode": "train", "plain_ms": 2.0, "auto": "taps"}
+    >>> row = {"batch": 1, "layer": "64@56", "mode": "train", "plain_ms": 2.0, "auto": "taps"}
     >>> row["ratio"] = {"per_sample": 1.5, "taps": 1.0}
     >>> machine = {"cpu": "Some CPU"}
-    >>> print(markdown({"rows": [row], "threads": 1, "rounds": 3, "machine": machine}))
+    >>> print(markdown({"rows": [row], "threads": 1, "rounds": 3, "precision": "float32", "machine": machine}))
     | batch | layer | mode | plain, ms | per_sample | taps | auto |
     |---:|---|---|---:|---:|---:|---|
     | 1 | 64@56 | train | 2.00 | 1.50 | 1.00 | taps |
     <BLANKLINE>
-    Times over the plain convolution's: Some CPU, threads: 1, medians of 3 interleaved rounds in one run.
+    Times over the plain convolution's: Some CPU, threads: 1, float32, shortest of 3 interleaved rounds in one run.
     """
-    lines = [f"| batch | layer | mode | plain, ms | {' | '.join(ARMS)} | auto |", "|---:|---|---|---:|---:|---:|---|"]
+    arms = list(result["rows"][0]["ratio"])
+    rule = "|---:|---|---|---:|" + "---:|" * len(arms) + "---|"
+    lines = [f"| batch | layer | mode | plain, ms | {' | '.join(arms)} | auto |", rule]
     for row in result["rows"]:
-        ratios = " | ".join(f"{row['ratio'][arm]:.2f}" for arm in ARMS)
-        name = f"{row['channels']}@{row['size']}"
-        lines.append(f"| {row['batch']} | {name} | {row['mode']} | {row['plain_ms']:.2f} | {ratios} | {row['auto']} |")
-    where = f"{result['machine']['cpu']}, threads: {result['threads']}"
-    note = f"Times over the plain convolution's: {where}, medians of {result['rounds']} interleaved rounds in one run."
+        ratios = " | ".join(f"{row['ratio'][arm]:.2f}" for arm in arms)
+        lines.append(
+            f"| {row['batch']} | {row['layer']} | {row['mode']} | {row['plain_ms']:.2f} | {ratios} | {row['auto']} |"
+        )
+    where = f"{result['machine']['cpu']}, threads: {result['threads']}, {result['precision']}"
+    note = f"Times over the plain convolution's: {where}, shortest of {result['rounds']} interleaved rounds in one run."
     return "\n".join([*lines, "", note])
 
 
@@ -112,6 +154,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--layers", choices=tuple(LAYERS), nargs="+", default=list(LAYERS))
+    parser.add_argument("--arms", choices=ARMS, nargs="+", default=list(ARMS))
+    parser.add_argument("--modes", choices=MODES, nargs="+", default=list(MODES))
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -119,7 +165,8 @@ def main(arguments: list[str] | None = None) -> None:
         "machine": describe(),
         "threads": options.threads,
         "rounds": options.rounds,
-        "rows": list(measure(options.batches, options.rounds)),
+        "precision": options.precision,
+        "rows": list(measure(options)),
     }
     if options.json is not None:
         write_atomic(options.json, (json.dumps(result, indent=1) + "\n").encode())

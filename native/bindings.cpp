@@ -211,6 +211,29 @@ void aw_weight_gradient(const Sizes& shape, uintptr_t x, bool x_bf16, uintptr_t 
                                   aw_gains(grad_gain, gain_sizes), {threads, isa});
 }
 
+leanconv::aw::Norm aw_norm(const std::vector<uintptr_t>& data, double eps) {
+    if (data.empty()) return {};
+    if (data.size() != 4) throw Error("attention: a norm is mean, variance, weight and bias");
+    const auto at = [&](int i) { return reinterpret_cast<const float*>(data[static_cast<size_t>(i)]); };
+    return {at(0), at(1), at(2), at(3), eps};
+}
+
+// sizes: samples, height, width, channels, rows and columns of the averages, hidden, maps.
+void aw_attention(const std::vector<int>& sizes, uintptr_t x, uintptr_t first, const std::vector<uintptr_t>& norm1, double eps1,
+                  uintptr_t second, const std::vector<uintptr_t>& norm2, double eps2, const std::string& gate, float offset,
+                  uintptr_t out, int threads) {
+    using leanconv::aw::Gate;
+    if (sizes.size() != 8) throw Error("attention: 8 sizes");
+    if (gate != "none" && gate != "sigmoid" && gate != "tanh") throw Error("attention: unknown gate " + gate);
+    const auto floats = [](uintptr_t p) { return reinterpret_cast<const float*>(p); };
+    const leanconv::aw::Attention a = {floats(x), sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7],
+                                       floats(first), floats(second), aw_norm(norm1, eps1), aw_norm(norm2, eps2),
+                                       gate == "none" ? Gate::none : gate == "tanh" ? Gate::tanh : Gate::sigmoid, offset,
+                                       reinterpret_cast<float*>(out)};
+    const nb::gil_scoped_release release;
+    leanconv::aw::attention(sizes[0], a, {threads, ""});
+}
+
 }  // namespace
 
 NB_MODULE(_core, m) {
@@ -239,6 +262,8 @@ NB_MODULE(_core, m) {
     m.def("aw_weight_gradient", &aw_weight_gradient, "shape"_a, "x"_a, "x_bf16"_a, "grad_y"_a, "grad_y_bf16"_a, "weight"_a,
           "strides"_a, "gain"_a, "gain_sizes"_a, "grad_weight"_a, "grad_strides"_a, "grad_gain"_a, "threads"_a, "isa"_a = "");
     m.def("peaks", &peaks, "seconds"_a = 0.5, "threads"_a = 1);
+    m.def("aw_attention", &aw_attention, "sizes"_a, "x"_a, "first"_a, "norm1"_a, "eps1"_a, "second"_a, "norm2"_a, "eps2"_a,
+          "gate"_a, "offset"_a, "out"_a, "threads"_a);
     nb::class_<PyModel>(m, "Model")
         .def(nb::init<nb::object, int, const std::string&, double>(), "source"_a, "threads"_a = 0, "isa"_a = "",
              "grain_ns"_a = leanconv::kDefaultGrainNs)

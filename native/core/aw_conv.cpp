@@ -392,4 +392,13 @@ void weight_gradient(const Shape& s, Pixels x, Pixels grad_y, const Weight& weig
     });
 }
 
+void attention(int64_t samples, const Attention& a, const Setting& setting) {
+    for (int size : {a.height, a.width, a.channels, a.pooled_rows, a.pooled_cols, a.hidden, a.maps})
+        if (size < 1 || size > kLimit / 64) fail("attention: sizes are numbers from 1 to ", kLimit / 64, ", got ", size);
+    if (int64_t{a.pooled_rows} * a.pooled_cols > kLimit / 64 || samples < 0 || samples > kLimit) fail("attention: too large");
+    const Kernels& kernels = select(setting.isa.c_str());
+    const size_t scratch = kernels.attention_scratch(a);
+    run(setting.threads, static_cast<int>(samples), [&](int unit, int) { kernels.attention(a, unit, work_buffer.get(scratch)); });
+}
+
 }  // namespace leanconv::aw

@@ -47,4 +47,8 @@ void input_gradient(const Shape& shape, Pixels grad_y, const Weight& weight, con
 void weight_gradient(const Shape& shape, Pixels x, Pixels grad_y, const Weight& weight, const Gains& gain,
                      const Weight& grad_weight, const Gains& grad_gain, const Setting& setting);
 
+// The attention maps of all samples (kernels/aw_kernels.h). `x` has `samples` of them.
+struct Attention;
+void attention(int64_t samples, const Attention& a, const Setting& setting);
+
 }  // namespace leanconv::aw

@@ -4,6 +4,11 @@
 #include <bit>
 #include <cstring>
 
+#if LEANCONV_X86
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
+
 namespace leanconv {
 
 namespace {
@@ -18,9 +23,45 @@ constexpr uint32_t kRound[64] = {
     0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
     0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
 
+#if LEANCONV_X86
+
+bool has_sha() {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b >> 29 & 1);
+}
+const bool kHasSha = has_sha();
+
+// The processor's own instructions for four rounds at a time; they want the state as (a, b, e, f) and (c, d, g, h).
+__attribute__((target("sha,sse4.1"))) void sha_block(uint32_t* state, const uint8_t* p) {
+    const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
+    const __m128i dcba = _mm_loadu_si128(reinterpret_cast<const __m128i*>(state));
+    const __m128i hgfe = _mm_loadu_si128(reinterpret_cast<const __m128i*>(state + 4));
+    const __m128i cdab = _mm_shuffle_epi32(dcba, 0xb1), efgh = _mm_shuffle_epi32(hgfe, 0x1b);
+    const __m128i abef = _mm_alignr_epi8(cdab, efgh, 8), cdgh = _mm_blend_epi16(efgh, cdab, 0xf0);
+    __m128i x = abef, y = cdgh, m[4];
+    for (int i = 0; i < 4; ++i) m[i] = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16 * i)), swap);
+    for (int i = 0; i < 16; ++i) {
+        const __m128i sum = _mm_add_epi32(m[i & 3], _mm_loadu_si128(reinterpret_cast<const __m128i*>(kRound + 4 * i)));
+        y = _mm_sha256rnds2_epu32(y, x, sum);
+        x = _mm_sha256rnds2_epu32(x, y, _mm_shuffle_epi32(sum, 0x0e));
+        if (i >= 12) continue;
+        const __m128i &a = m[i & 3], &b = m[(i + 1) & 3], &c = m[(i + 2) & 3], &d = m[(i + 3) & 3];
+        m[i & 3] = _mm_sha256msg2_epu32(_mm_add_epi32(_mm_sha256msg1_epu32(a, b), _mm_alignr_epi8(d, c, 4)), d);
+    }
+    x = _mm_shuffle_epi32(_mm_add_epi32(x, abef), 0x1b);
+    y = _mm_shuffle_epi32(_mm_add_epi32(y, cdgh), 0xb1);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(state), _mm_blend_epi16(x, y, 0xf0));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(state + 4), _mm_alignr_epi8(y, x, 8));
+}
+
+#endif
+
 }  // namespace
 
 void Sha256::block(const uint8_t* p) {
+#if LEANCONV_X86
+    if (kHasSha) return sha_block(state_.data(), p);
+#endif
     uint32_t w[64];
     for (int i = 0; i < 16; ++i)
         w[i] = uint32_t{p[4 * i]} << 24 | uint32_t{p[4 * i + 1]} << 16 | uint32_t{p[4 * i + 2]} << 8 | p[4 * i + 3];

@@ -27,6 +27,13 @@ struct V {
     static F add(F a, F b) { return _mm256_add_ps(a, b); }
     static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
     static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+    static F div(F a, F b) { return _mm256_div_ps(a, b); }
+    static F min(F a, F b) { return _mm256_min_ps(a, b); }
+    static F max(F a, F b) { return _mm256_max_ps(a, b); }
+    static F ldexp(F a, F n) {
+        const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+        return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), exponent));
+    }
     // 8 rows of 8.
     static void transpose(F (&r)[kLanes]) {
         F t[kLanes];
@@ -59,6 +66,8 @@ struct V {
 }  // namespace
 
 #include "aw_inl.h"
+
+#include "aw_attention_inl.h"
 
 #include "aw_table_inl.h"
 

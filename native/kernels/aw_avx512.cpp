@@ -9,6 +9,8 @@ namespace leanconv::aw::avx512 {
 
 #include "aw_inl.h"
 
+#include "aw_attention_inl.h"
+
 #include "aw_table_inl.h"
 
 namespace {

@@ -119,6 +119,28 @@ struct WeightGradient {
     bool depthwise;
 };
 
+enum class Gate : uint8_t { none, sigmoid, tanh };
+
+// Batch normalisation with fixed statistics; null weight and bias are 1 and 0, null mean none at all.
+struct Norm {
+    const float *mean, *variance, *weight, *bias;
+    double eps;
+};
+
+// maps[n] = gate(norm2(second * relu(norm1(first * average(x[n]))))) + offset, the averages over pooled_rows x pooled_cols
+// bins as in PyTorch's adaptive pooling. x: NHWC float; first [hidden][channels], second [maps][hidden].
+struct Attention {
+    const float* x;
+    int height, width, channels, pooled_rows, pooled_cols, hidden, maps;
+    const float *first, *second;
+    Norm norm1, norm2;
+    Gate gate;
+    float offset;
+    float* out;  // [n][maps][pooled_rows][pooled_cols]
+
+    int positions() const { return pooled_rows * pooled_cols; }
+};
+
 // Samples [sample0, sample1) and blocks [block0, block1) of all groups' blocks (depthwise: planes).
 struct Part {
     int sample0, sample1, block0, block1;
@@ -139,6 +161,8 @@ struct Kernels {
     size_t (*weight_gradient_scratch)(const WeightGradient&);
     // Adds to weight_grad (packed, null where a.weights is); gain_grad has the places of `gain` and is added to.
     void (*weight_gradient)(const WeightGradient&, const Part&, float* weight_grad, float* gain_grad, char* scratch);
+    size_t (*attention_scratch)(const Attention&);
+    void (*attention)(const Attention&, int sample, char* scratch);
 };
 
 extern const Kernels* const kBuilt[];

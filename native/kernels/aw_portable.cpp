@@ -27,6 +27,13 @@ struct V {
     static F add(F a, F b) { return a + b; }
     static F mul(F a, F b) { return a * b; }
     static F fma(F a, F b, F c) { return a * b + c; }
+    static F div(F a, F b) { return a / b; }
+    static F min(F a, F b) { return a < b ? a : b; }
+    static F max(F a, F b) { return a > b ? a : b; }
+    static F ldexp(F a, F n) {
+        for (int i = 0; i < kLanes; ++i) a[i] = n[i] == n[i] ? __builtin_ldexpf(a[i], static_cast<int>(n[i])) : n[i];
+        return a;
+    }
     static void transpose(F (&r)[kLanes]) {
         F t[kLanes];
         for (int i = 0; i < kLanes; ++i) t[i] = F{r[0][i], r[1][i], r[2][i], r[3][i]};
@@ -46,6 +53,8 @@ struct V {
 }  // namespace
 
 #include "aw_inl.h"
+
+#include "aw_attention_inl.h"
 
 #include "aw_table_inl.h"
 

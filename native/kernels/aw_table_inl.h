@@ -35,7 +35,7 @@ void weight_gradient(const WeightGradient& a, const Part& part, float* weight_gr
 template <class Pairs>
 constexpr Kernels table(const char* name, bool (*supported)(), bool dots) {
     return {name, supported, V::kLanes, dots, pack<Pairs>, unpack, correlate_samples, correlate_scratch, correlate<Pairs>,
-            weight_gradient_samples, weight_gradient_scratch, weight_gradient<Pairs>};
+            weight_gradient_samples, weight_gradient_scratch, weight_gradient<Pairs>, attention_scratch, attention};
 }
 
 }  // namespace

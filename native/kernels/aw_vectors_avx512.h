@@ -16,6 +16,10 @@ struct V {
     static F add(F a, F b) { return _mm512_add_ps(a, b); }
     static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
     static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+    static F div(F a, F b) { return _mm512_div_ps(a, b); }
+    static F min(F a, F b) { return _mm512_min_ps(a, b); }
+    static F max(F a, F b) { return _mm512_max_ps(a, b); }
+    static F ldexp(F a, F n) { return _mm512_scalef_ps(a, n); }
     // 16 rows of 16.
     static void transpose(F (&r)[kLanes]) {
         F t[kLanes];

@@ -1,5 +1,6 @@
 """The native core. `leanconv.engine` is the interface for people; this is what it stands on."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,68 @@ def peaks(seconds: float = 0.5, threads: int = 1) -> dict[str, Any]:
     """What this processor can do at most; `leanconv.engine.peaks.measure` says what the entries mean.
 
     Raises ValueError.
+    """
+
+def aw_isa_names() -> list[str]:
+    """Instruction sets of AW-convolution that were built and that this processor has, best first."""
+
+def aw_correlate(
+    shape: Sequence[int],
+    transposed: bool,
+    source: int,
+    source_bf16: bool,
+    weight: int,
+    strides: Sequence[int],
+    gain: int,
+    gain_sizes: Sequence[int],
+    out: int,
+    out_bf16: bool,
+    threads: int,
+    isa: str = "",
+) -> None:
+    """AW-convolution, or its gradient of the input (`transposed`: from the gradient of the result), between addresses.
+
+    `shape`: samples, input channels, height, width, output channels, groups, and kernel, stride, padding and dilation
+    as pairs. The maps are NHWC without gaps, float32 or bfloat16; the weight is float32 with `strides` in elements,
+    the gain [N, g, O, I, h, w] float32 without gaps. Raises ValueError for sizes that do not fit.
+    """
+
+def aw_weight_gradient(
+    shape: Sequence[int],
+    x: int,
+    x_bf16: bool,
+    grad_y: int,
+    grad_y_bf16: bool,
+    weight: int,
+    strides: Sequence[int],
+    gain: int,
+    gain_sizes: Sequence[int],
+    grad_weight: int,
+    grad_strides: Sequence[int],
+    grad_gain: int,
+    threads: int,
+    isa: str = "",
+) -> None:
+    """The gradients of weight and gain; see :func:`aw_correlate`."""
+
+def aw_attention(
+    sizes: Sequence[int],
+    x: int,
+    first: int,
+    norm1: Sequence[int],
+    eps1: float,
+    second: int,
+    norm2: Sequence[int],
+    eps2: float,
+    gate: str,
+    offset: float,
+    out: int,
+    threads: int,
+) -> None:
+    """Attention maps of AW-convolution, between addresses of float32 arrays.
+
+    `sizes`: samples, height, width, channels, rows and columns of the averages, hidden channels, maps. A norm is the
+    addresses of mean, variance, weight and bias (0 for none), or nothing.
     """
 
 class Model:

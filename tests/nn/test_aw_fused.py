@@ -12,9 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from leanconv import _core
+from leanconv.nn.aw_attention import WeightAttention
 from leanconv.nn.aw_conv import AWConv2d
 from leanconv.nn.aw_functional import Window, _per_sample, gated_conv2d
 from leanconv.nn.aw_fused import aw_conv, aw_conv_backward, fused, supports
+from leanconv.nn.aw_native_attention import native_maps
 
 torch.set_num_threads(1)
 
@@ -200,30 +202,31 @@ def test_compiled(precision):
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     results = []
     for one in (net, compiled):
-        x = torch.randn(4, 8, 8, 8, generator=torch.Generator().manual_seed(1)).contiguous(
-            memory_format=torch.channels_last
+        x = (
+            torch.randn(4, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+            .contiguous(memory_format=torch.channels_last)
+            .requires_grad_()
         )
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
             y = one(x)
         net.zero_grad()
         y.float().square().mean().backward()
-        results.append([y.detach(), *[p.grad.clone() for p in net.parameters()]])
+        results.append([y.detach(), x.grad, *[p.grad.clone() for p in net.parameters()]])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 if precision == "autocast" else 1e-5)
 
 
 def test_operators_follow_the_rules():
     """Schemas, fake tensors and autograd registration, as PyTorch checks them."""
-    for case in ("plain", "stride", "depthwise"):
+    for case, memory_format in (("stride", torch.contiguous_format), ("depthwise", torch.channels_last)):
         *_, stride, padding, dilation, groups = CASES[case]
-        for memory_format in (torch.contiguous_format, torch.channels_last):
-            inputs = tensors(CASES[case], "in", memory_format=memory_format)
-            window = (list(stride), list(padding), list(dilation), groups)
-            torch.library.opcheck(aw_conv, (*inputs, *window))
-            x, weight, gain = (t.detach() for t in inputs)
-            grad = aw_conv(x, weight, gain, *window)
-            for wanted in ([True, True], [True, False], [False, True]):
-                torch.library.opcheck(aw_conv_backward, (grad, x, weight, gain, *window, wanted))
+        inputs = tensors(CASES[case], "in", memory_format=memory_format)
+        window = (list(stride), list(padding), list(dilation), groups)
+        torch.library.opcheck(aw_conv, (*inputs, *window))
+        x, weight, gain = (t.detach() for t in inputs)
+        grad = aw_conv(x, weight, gain, *window)
+        for wanted in ([True, True], [True, False], [False, True]):
+            torch.library.opcheck(aw_conv_backward, (grad, x, weight, gain, *window, wanted))
 
 
 def test_called_from_many_threads():
@@ -263,7 +266,7 @@ def test_after_a_fork():
 def test_nonsense_is_refused(monkeypatch):
     x, weight, gain = (t.detach() for t in tensors(CASES["plain"], "in"))
     window = ([1, 1], [1, 1], [1, 1], 1)
-    with pytest.raises(ValueError, match="float32 or bfloat16 on a CPU, got torch.float64"):
+    with pytest.raises(ValueError, match=r"float32 or bfloat16 on a CPU, got torch\.float64"):
         aw_conv(x.double(), weight, gain, *window)
     with pytest.raises(ValueError, match="does not fit 4 channels"):
         aw_conv(x[:, :4], weight, gain, *window)
@@ -276,7 +279,7 @@ def test_nonsense_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="groups"):
         aw_conv(x, weight, gain, [1, 1], [1, 1], [1, 1], 5)
     monkeypatch.setenv("LEANCONV_ISA", "mmx")
-    with pytest.raises(ValueError, match="mmx.*choose from.*portable"):
+    with pytest.raises(ValueError, match=r"mmx.*choose from.*portable"):
         aw_conv(x, weight, gain, *window)
 
 
@@ -306,3 +309,66 @@ def test_per_sample_is_the_oracle():
     for case in CASES.values():
         inputs = [t.detach().double() for t in tensors(case, "in")]
         torch.testing.assert_close(_per_sample(*inputs, Window(*case[6:])), by_sample(*inputs, Window(*case[6:])))
+
+
+def attention(channels, maps, kernel, norm=nn.BatchNorm2d, **args):
+    torch.manual_seed(0)
+    attn = WeightAttention(channels, maps, kernel, norm_layer=norm, rd_ratio=2, offset=0.25, **args).eval()
+    for bn in (attn.bn1, attn.bn2):
+        if isinstance(bn, nn.BatchNorm2d):
+            for tensor in (bn.weight, bn.bias, bn.running_var, bn.running_mean):
+                if tensor is not None:
+                    nn.init.uniform_(tensor, 0.5, 2)
+    return attn
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_native_attention(isa, monkeypatch):
+    monkeypatch.setenv("LEANCONV_ISA", isa)
+    for gate in ("sigmoid", "tanh", "none"):
+        for norm in (nn.BatchNorm2d, nn.Identity, lambda c: nn.BatchNorm2d(c, affine=False)):
+            for channels, maps, kernel, size in (
+                (64, 32, (3, 3), (9, 14)),
+                (37, 70, (3, 5), (7, 4)),
+                (5, 3, (1, 1), (4, 4)),
+                (129, 9, (2, 2), (1, 3)),
+            ):
+                attn = attention(channels, maps, kernel, norm, gate=gate)
+                for memory_format in (torch.contiguous_format, torch.channels_last):
+                    x = (3 * torch.randn(2, channels, *size)).contiguous(memory_format=memory_format)
+                    with torch.no_grad():
+                        got = native_maps(attn, x)
+                        assert torch.equal(attn.flat(x), got)
+                    torch.testing.assert_close(got, attn.flat(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_native_attention_at_its_limits():
+    attn = WeightAttention(4, 4, (1, 1), norm_layer=nn.Identity, rd_ratio=1).eval()
+    with torch.no_grad():
+        attn.fc1.weight.copy_(torch.eye(4)[..., None, None])
+        attn.fc2.weight.copy_(-torch.eye(4)[..., None, None])
+        x = torch.tensor([0.0, 1e-3, 60.0, 1e9]).view(1, 4, 1, 1)
+        torch.testing.assert_close(attn.flat(x), torch.sigmoid(-x), rtol=1e-5, atol=1e-37)
+        x[0, 1] = float("nan")
+        assert attn.flat(x).isnan().all()
+
+
+def test_when_the_modules_compute_the_attention():
+    attn, x = attention(8, 4, (3, 3)), torch.randn(2, 8, 6, 6)
+    seen = []
+    with torch.no_grad():
+        assert native_maps(attn, x) is not None
+        assert native_maps(attn, x.double()) is None and native_maps(attn, x[:0]) is None
+        with torch.autocast("cpu", torch.bfloat16):
+            assert native_maps(attn, x) is None
+        handle = attn.bn2.register_forward_hook(lambda *_: seen.append(1))
+        attn.flat(x)
+        handle.remove()
+        assert seen and native_maps(attn.train(), x) is None
+        attn.eval()
+        attn.bn1.train()
+        assert native_maps(attn, x) is None
+        for norm in (nn.InstanceNorm2d, lambda c: nn.BatchNorm2d(c, track_running_stats=False)):
+            assert native_maps(attention(8, 4, (3, 3), norm), x) is None
+        assert native_maps(attention(8, 4, (3, 3)).double(), x) is None
+    assert native_maps(attn.eval(), x) is None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from leanconv.nn.aw_native_attention import native_maps
 from leanconv.nn.exporting import is_exporting, is_lowering
 
 SHARES = ("in", "out", "taps", "none")
@@ -67,6 +68,9 @@ class WeightAttention(nn.Module):
         offset: added to the gate; [inferred], 0 in the paper's formula.
         start_at_zero: the last affine layer (norm, else P2) starts with weight 0, so that the gate starts at gate(0).
 
+    In evaluation without gradients, eager, in float32 on a CPU, with batch norms (or none) and no hooks, the native
+    core computes all of it at once (:func:`~leanconv.nn.aw_native_attention.native_maps`); equal up to rounding.
+
     Shapes: [N, in_channels, H, W] -> [N, g, O, I, h, w], with g = groups, O = out_channels / g, I = in_channels / g and
     the kernel's size h x w, each 1 instead where a map is shared along it; it broadcasts against
     ``weight.unflatten(0, (g, O))``.
@@ -124,6 +128,9 @@ class WeightAttention(nn.Module):
 
     def flat(self, x: Tensor) -> Tensor:
         """The maps in one dimension: [N, g * O * I, h, w]."""
+        maps = native_maps(self, x)
+        if maps is not None:
+            return maps
         x = self.act(self.bn1(self.fc1(pool_to(x, self.size))))
         x = self.gate(self.bn2(self.fc2(x)))
         return x + self.offset if self.offset else x

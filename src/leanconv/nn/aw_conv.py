@@ -39,7 +39,8 @@ class AWConv2d(nn.Conv2d):
             attention starts at zero and A is ``gate(z) - gate(0)`` instead of ``gate(z)``, or, without `residual`,
             ``1 + gate(z) - gate(0)``, the same layer. That is a change of the formula, not the paper's.
         impl: ``"per_sample"`` forms each sample's kernel; ``"taps"`` gates each tap's product (not for
-            share="none"); ``"auto"`` chooses by shape (:func:`~leanconv.nn.aw_functional.choose`). Same function.
+            share="none"); ``"fused"`` is the native core's on a CPU in float32 or bfloat16, without second gradients;
+            ``"auto"`` chooses by shape (:func:`~leanconv.nn.aw_functional.choose`). Same function.
 
     ``torch.export`` and ONNX get a form in which batch, height and width may be dynamic, whatever `impl` says.
 

@@ -4,6 +4,7 @@
 convolution with g groups; each axis but the first may be 1 instead. The tap-gated way follows from linearity: a gain
 that is constant along the inputs multiplies the product of each tap, one that is constant along the outputs of a group
 multiplies what a tap reads. The terms are the same, the order of the sum isn't.
+The fused way (:mod:`leanconv.nn.aw_fused`) is the native core's, on a CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from leanconv.nn.exporting import is_exporting
 
 Pair = tuple[int, int]
 
-FEW_POSITIONS = 128  # with fewer, reading a kernel for each sample costs more than using it (benchmarks/aw_layer.py)
+# benchmarks/aw_layer.py
+FEW_POSITIONS = 128  # with fewer, reading a kernel for each sample costs more than using it
+SMALL_GROUP = (
+    8  # channels: with fewer, the fused form, whose vectors are of one group, is slower than a kernel a sample
+)
 
 
 class Window(NamedTuple):
@@ -125,17 +130,27 @@ def _fused(x: Tensor, weight: Tensor, gain: Tensor, window: Window) -> Tensor:
 IMPLEMENTATIONS: dict[str, Form] = {"per_sample": _per_sample, "taps": _taps, "fused": _fused}
 
 
+def _fused_wins(x: Tensor, weight: Tensor, window: Window) -> bool:
+    """On a CPU it does, but where a vector of channels would be mostly empty, and for depthwise kernels on planes."""
+    if _is_depthwise(weight, window):
+        return not x.is_contiguous()
+    return window.groups == 1 or min(weight.shape[0] // window.groups, weight.shape[1]) >= SMALL_GROUP
+
+
 def choose(x: Tensor, weight: Tensor, gain: Tensor, window: Window) -> str:
     """What ``impl="auto"`` computes: the name of an implementation.
 
-    ``"per_sample"`` where no channels share the gain. Else ``"taps"`` where the gain is constant over the taps (one
-    convolution, its input or output scaled), and where there are several samples and fewer than
-    :data:`FEW_POSITIONS` output positions, unless the convolution is depthwise. Else ``"per_sample"``.
+    On a CPU, ``"fused"`` in float32 and bfloat16, unless the channels of a group are fewer than :data:`SMALL_GROUP`, or
+    the convolution is depthwise and x is contiguous (not channels_last). Otherwise: ``"per_sample"`` where no channels
+    share the gain. Else ``"taps"`` where the gain is constant over the taps (one convolution, its input or output
+    scaled), and where there are several samples and fewer than :data:`FEW_POSITIONS` output positions, unless the
+    convolution is depthwise. Else ``"per_sample"``.
 
-    >>> choose(torch.empty(8, 4, 9, 9), torch.empty(4, 4, 3, 3), torch.empty(8, 1, 4, 1, 3, 3), Window())
+    >>> x, weight, gain = torch.empty(8, 4, 9, 9), torch.empty(4, 4, 3, 3), torch.empty(8, 1, 4, 1, 3, 3)
+    >>> choose(x.to("meta"), weight.to("meta"), gain.to("meta"), Window())
     'taps'
     """
-    if supports(x, weight, gain, window):
+    if supports(x, weight, gain, window) and _fused_wins(x, weight, window):
         return "fused"
     if gain.shape[2] != 1 and gain.shape[3] != 1:
         return "per_sample"
@@ -164,6 +179,7 @@ def gated_conv2d(
         gain: [N, g, O, I, h, w], each axis but the first possibly 1 (module docstring).
         padding: zeros (top, left, bottom, right).
         impl: ``"auto"`` or a key of :data:`IMPLEMENTATIONS`. Under export, a form that doesn't fix the batch instead.
+            ``"fused"`` computes in float32 or bfloat16 on a CPU, and is the definition elsewhere.
 
     Shapes: -> [N, C2, H', W'], in the memory format of x.
 

@@ -1,9 +1,9 @@
 """Convolutions with weights scaled for each sample, by the native core: forward and both gradients, on a CPU.
 
 ``y[n] = conv2d(x[n], weight * gain[n])`` as a direct convolution: a block of weights is multiplied by a sample's gain
-just before it is used, while it is in the cache, so that no kernel of a sample is ever in memory as a whole. Sums are in
-float32. With bfloat16 inputs the scaled weights are rounded to bfloat16 once, where the processor multiplies bfloat16,
-else they stay float32. The gradients are the true ones of that function, and have no gradients themselves.
+just before it is used, while it is in the cache, so that no kernel of a sample is ever in memory as a whole. Sums are
+in float32. With bfloat16 inputs the scaled weights are rounded to bfloat16 once, where the processor multiplies
+bfloat16, else they stay float32. The gradients are the true ones of that function, and have no gradients themselves.
 """
 
 from __future__ import annotations
@@ -34,13 +34,16 @@ def operand(x: Tensor) -> Tensor:
     ...     operand(torch.ones(1)).dtype
     torch.bfloat16
     """
-    if x.dtype == torch.float32 and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        return x.to(torch.get_autocast_dtype("cpu"))
-    return x
+    return x.to(torch.get_autocast_dtype("cpu")) if _casts(x) else x
+
+
+def _casts(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
 
 
 def supports(x: Tensor, weight: Tensor, gain: Tensor, window: Window) -> bool:
-    """Whether the native core computes this: float32 or bfloat16 on a CPU, at least one sample and one result.
+    """Whether the native core computes this: float32 or bfloat16 on a CPU, at least one sample and one result; not
+    under ``torch.jit.trace`` or transforms like ``torch.func.vmap``.
 
     >>> from leanconv.nn.aw_functional import Window
     >>> x, weight, gain = torch.ones(1, 2, 4, 4), torch.ones(2, 2, 3, 3), torch.ones(1, 1, 2, 1, 3, 3)
@@ -49,13 +52,16 @@ def supports(x: Tensor, weight: Tensor, gain: Tensor, window: Window) -> bool:
     """
     if not AVAILABLE or x.device.type != "cpu" or weight.device.type != "cpu" or gain.device.type != "cpu":
         return False
-    if operand(x).dtype not in LOW or weight.dtype not in LOW or gain.dtype not in LOW:
+    if not torch.compiler.is_compiling() and (torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()):
+        return False  # a trace is for others to run; vmap has no rule for the operator
+    dtype = torch.get_autocast_dtype("cpu") if _casts(x) else x.dtype
+    if dtype not in LOW or weight.dtype not in LOW or gain.dtype not in LOW:
         return False
     return x.shape[0] > 0 and min(window.output_size(x, weight)) > 0
 
 
 def fused(x: Tensor, weight: Tensor, gain: Tensor, window: Window) -> Tensor:
-    """``y[n] = conv2d(x[n], weight * gain[n])``, for what :func:`supports` accepts. Shapes and dtypes as the other forms'.
+    """``y[n] = conv2d(x[n], weight * gain[n])`` for what :func:`supports` accepts; shapes, dtypes of the other forms.
 
     >>> from leanconv.nn.aw_functional import Window
     >>> x, weight, gain = torch.ones(1, 2, 3, 3), torch.ones(1, 2, 3, 3), torch.full((1, 1, 1, 1, 1, 1), 0.5)
