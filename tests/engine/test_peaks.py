@@ -24,7 +24,7 @@ def test_every_form_that_the_processor_has(threads):
         "avx512_vnni": "vpdpbusd, 512 bits",
         "avx512_bf16": "vdpbf16ps, 512 bits",
         "avx_vnni": "vpdpbusd (AVX-VNNI), 256 bits",
-        "avx2": "Harley-Seal, 256 bits",
+        "avx2": "table of an input nibble (vpshufb), 256 bits",
     }.items():
         assert (name in names) == (flag in cpu_flags())
     levels = [entry.level for entry in found.bandwidth]
