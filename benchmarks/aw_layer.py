@@ -2,6 +2,7 @@
 
     python benchmarks/aw_layer.py --threads 2 --json results/aw_layer.json
     python benchmarks/aw_layer.py --layers cifar --batches 128 --precision bfloat16
+    python benchmarks/aw_layer.py --device cuda --batches 32 128 --precision bfloat16 --json aw_layer_cuda.json
 
 The layers are 3x3 convolutions with padding 1: those of ResNet-50 at 224 pixels and those of ResNet-20 for 32x32
 pictures; "64@56" has 64 channels in and out on 56 x 56 maps, "16-32@32/2" 16 in, 32 out, stride 2. channels_last,
@@ -58,19 +59,19 @@ ARMS = tuple(aw_functional.IMPLEMENTATIONS)
 MODES = ("forward", "train")
 
 
-def layers(layer: Layer) -> dict[str, nn.Module]:
+def layers(layer: Layer, device: str) -> dict[str, nn.Module]:
     """The plain convolution and the same with each implementation, equal weights."""
     plain = nn.Conv2d(layer.inputs, layer.outputs, 3, layer.stride, padding=1, bias=False)
     made: dict[str, nn.Module] = {"plain": plain}
     for arm in ARMS:
         made[arm] = AWConv2d(layer.inputs, layer.outputs, 3, layer.stride, padding=1, bias=False, impl=arm)
         made[arm].weight = plain.weight
-    return {arm: layer.to(memory_format=torch.channels_last) for arm, layer in made.items()}
+    return {arm: layer.to(device, memory_format=torch.channels_last) for arm, layer in made.items()}
 
 
 def step(layer: nn.Module, x: Tensor, mode: str, precision: str) -> Callable[[], Any]:
     """One run of a layer, forward only or with all gradients."""
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+    autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
     def forward() -> Tensor:
         with autocast:
@@ -87,15 +88,22 @@ def step(layer: nn.Module, x: Tensor, mode: str, precision: str) -> Callable[[],
     return lambda: torch.autograd.grad(forward(), wanted, seed)
 
 
-def shortest(arms: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Milliseconds of each arm: its shortest run, in rounds in which every arm runs twice and the second run counts."""
+def shortest(arms: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, float]:
+    """Milliseconds of each arm: its shortest run, in rounds in which every arm runs twice and the second run counts.
+
+    On a GPU the second run is ten in a row, from an idle device until it is idle again.
+    """
+    repeats, finish = (10, torch.cuda.synchronize) if device.startswith("cuda") else (1, lambda: None)
     seconds = dict.fromkeys(arms, float("inf"))
     for _ in range(rounds):
         for arm, run in arms.items():
             run()
+            finish()
             started = time.perf_counter()
-            run()
-            seconds[arm] = min(seconds[arm], time.perf_counter() - started)
+            for _ in range(repeats):
+                run()
+            finish()
+            seconds[arm] = min(seconds[arm], (time.perf_counter() - started) / repeats)
     return {arm: 1000 * value for arm, value in seconds.items()}
 
 
@@ -110,14 +118,15 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for batch in options.batches:
         for layer in (layer for network in options.layers for layer in LAYERS[network]):
             torch.manual_seed(0)
-            made = layers(layer)
-            x = torch.randn(batch, layer.inputs, layer.size, layer.size).contiguous(memory_format=torch.channels_last)
+            made = layers(layer, options.device)
+            x = torch.randn(batch, layer.inputs, layer.size, layer.size, device=options.device)
+            x = x.contiguous(memory_format=torch.channels_last)
             for mode in options.modes:
                 arms = {
                     arm: step(made[arm], x.detach().clone(), mode, options.precision)
                     for arm in ("plain", *options.arms)
                 }
-                ms = shortest(arms, options.rounds)
+                ms = shortest(arms, options.rounds, options.device)
                 ratios = {arm: round(ms[arm] / ms["plain"], 2) for arm in options.arms}
                 row = {"batch": batch, "layer": layer.name, "mode": mode, "plain_ms": ms["plain"]}
                 yield row | {"ratio": ratios, "auto": chosen(made[ARMS[0]], x)}
@@ -144,7 +153,9 @@ def markdown(result: dict[str, Any]) -> str:
         lines.append(
             f"| {row['batch']} | {row['layer']} | {row['mode']} | {row['plain_ms']:.2f} | {ratios} | {row['auto']} |"
         )
-    where = f"{result['machine']['cpu']}, threads: {result['threads']}, {result['precision']}"
+    where = (
+        f"{result['machine'].get('gpu', result['machine']['cpu'])}, threads: {result['threads']}, {result['precision']}"
+    )
     note = f"Times over the plain convolution's: {where}, shortest of {result['rounds']} interleaved rounds in one run."
     return "\n".join([*lines, "", note])
 
@@ -154,6 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--layers", choices=tuple(LAYERS), nargs="+", default=list(LAYERS))
     parser.add_argument("--arms", choices=ARMS, nargs="+", default=list(ARMS))
     parser.add_argument("--modes", choices=MODES, nargs="+", default=list(MODES))
@@ -161,8 +173,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="also write the figures there")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    gpu = {"gpu": torch.cuda.get_device_name(options.device)} if options.device.startswith("cuda") else {}
     result = {
-        "machine": describe(),
+        "machine": describe() | gpu,
         "threads": options.threads,
         "rounds": options.rounds,
         "precision": options.precision,

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from leanconv.nn import BinaryConv2d
-from leanconv.nn.fractal import BinaryDenseLayer, BinaryResidualLayer, FractalUnit
+from leanconv.nn.fractal import BinaryDenseLayer, BinaryResidualLayer, FractalUnit, join_weights
 
 
 class Named(nn.Module):
@@ -111,9 +111,7 @@ def test_local_drop_path_keeps_at_least_one_input():
 
 def test_local_drop_path_drops_as_often_as_it_says():
     torch.manual_seed(0)
-    weights = FractalUnit(3, lambda first: nn.Identity(), join="sum", drop_path=0.3)._weights(
-        torch.zeros(20000, 1, 1, 1), (1, 2, 3), None
-    )
+    weights = join_weights(torch.zeros(20000, 1, 1, 1), (1, 2, 3), None, drop_path=0.3, join="sum")
     expected = 0.7 + 0.3**3 / 3  # kept, or the spare one where all were dropped
     torch.testing.assert_close(weights.mean(1), torch.full((3,), expected), atol=0.02, rtol=0)
 

@@ -2,11 +2,12 @@ import math
 
 import pytest
 
+from leanconv.models import float_twin, list_models
 from leanconv.shipped import recipes
 from leanconv.train import checkpoint, log
 from leanconv.train.loop import train
-from leanconv.train.recipe import load_recipe
-from leanconv.train.setup import read_data
+from leanconv.train.recipe import RecipeError, load_recipe
+from leanconv.train.setup import preprocessing_of, read_data
 from leanconv.train.streams import StreamedSplit
 from tests.train.files import folders, shards
 
@@ -74,3 +75,40 @@ GAINS = {name: published.over for name, published in PUBLISHED.items() if publis
 def test_a_gain_is_over_the_same_recipe(name, baseline):
     ours, theirs = load_recipe(SHIPPED[name]), load_recipe(SHIPPED[baseline])
     assert ours.model_copy(update={"model": theirs.model, "published": theirs.published}) == theirs
+
+
+MODELS = {name: load_recipe(path).model for name, path in SHIPPED.items()}
+TWINS = {  # of binary networks, where ImageNet recipes have both
+    name: f"imagenet/{float_twin(model)}"
+    for name, model in MODELS.items()
+    if model in list_models(binary=True) and float_twin(model) in MODELS.values()
+}
+
+
+@pytest.mark.parametrize(("name", "other"), [*(GAINS | WITHOUT_FIGURE).items(), *TWINS.items()])
+def test_two_that_are_compared_are_evaluated_alike(name, other):
+    ours, theirs = load_recipe(SHIPPED[name]), load_recipe(SHIPPED[other])
+    assert ours.size == theirs.size
+    assert preprocessing_of(ours.model, ours.model_args) == preprocessing_of(theirs.model, theirs.model_args)
+
+
+def test_a_checkpoint_keeps_the_preprocessing_of_its_recipe(made, tmp_path):
+    small = ["size=32", "epochs=1", "batch_size=4", "workers=1", f"data={made['imagefolder']}"]
+    recipe = load_recipe(SHIPPED["imagenet/resnet18"], small)
+    assert read_data(recipe)[1].crop_pct == 0.875
+    model, info = checkpoint.load(train(recipe, tmp_path, progress=False, device="cpu").checkpoint)
+    assert info["preprocessing"]["crop_pct"] == model.pretrained_cfg["crop_pct"] == 0.875
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        ({"crop_pc": 0.9}, "timm's configurations have no entry 'crop_pc'; did you mean 'crop_pct'"),
+        ("crop_pct", "expected entries such as"),
+        ({"crop_pct": "all"}, "preprocessing is incomplete"),
+    ],
+)
+def test_an_overlay_that_cannot_be(overlay, message):
+    with pytest.raises(RecipeError, match=f"^model_args.pretrained_cfg_overlay: {message}") as error:
+        preprocessing_of("resnet50", {"pretrained_cfg_overlay": overlay})
+    assert "\n" not in str(error.value)

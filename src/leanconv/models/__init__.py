@@ -19,6 +19,7 @@ from leanconv.models import (  # noqa: E402, F401  (importing registers)
     reaf_mobilenet,
     resnete,
     sofar,
+    traceable,
     wide_resnet,
 )
 from leanconv.models._registry import float_twin, list_models  # noqa: E402

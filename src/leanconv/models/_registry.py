@@ -60,9 +60,11 @@ def float_twin(name: str) -> str:
 
 
 def picture_cfg(size: int, **entries: Any) -> dict[str, Any]:
-    """timm's pretrained_cfg for a classifier on size x size colour pictures, without weights."""
+    """timm's pretrained_cfg for a classifier on size x size colour pictures, without weights. Its last map
+    (`pool_size`) has a 32nd of the sides."""
     cfg = {
         "input_size": (3, size, size),
+        "pool_size": (size // 32, size // 32),
         "mean": (0.485, 0.456, 0.406),
         "std": (0.229, 0.224, 0.225),
         "interpolation": "bicubic",
@@ -76,15 +78,15 @@ def picture_cfg(size: int, **entries: Any) -> dict[str, Any]:
 
 
 def cifar_cfg(**entries: Any) -> dict[str, Any]:
-    """The same for CIFAR-10: 32x32, never cropped."""
+    """The same for CIFAR-10: 32x32, never cropped; the last of three stages has a quarter of the sides."""
     mean_std = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
-    return picture_cfg(32, crop_pct=1.0, num_classes=10, **mean_std) | entries
+    return picture_cfg(32, pool_size=(8, 8), crop_pct=1.0, num_classes=10, **mean_std) | entries
 
 
 def digits_cfg(**entries: Any) -> dict[str, Any]:
-    """The same for scikit-learn's digits: 8x8, one channel."""
+    """The same for scikit-learn's digits: 8x8, one channel; the last of three stages has a quarter of the sides."""
     return (
-        picture_cfg(8, crop_pct=1.0, num_classes=10)
+        picture_cfg(8, pool_size=(2, 2), crop_pct=1.0, num_classes=10)
         | {
             "input_size": (1, 8, 8),
             "interpolation": "bilinear",

@@ -45,7 +45,7 @@ _PAPER = {"paper_ids": "arXiv:1906.08637", "paper_name": "BinaryDenseNet", "firs
 default_cfgs = generate_default_cfgs(
     {
         **{f"binary_densenet{depth}": picture_cfg(224, **_PAPER) for depth in (28, 37, 45, 51)},
-        **{f"binary_densenet{depth}_cifar": cifar_cfg(**_PAPER) for depth in (28, 51)},
+        **{f"binary_densenet{depth}_cifar": cifar_cfg(pool_size=(4, 4), **_PAPER) for depth in (28, 51)},
     }
 )
 

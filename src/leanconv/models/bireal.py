@@ -72,7 +72,7 @@ default_cfgs = generate_default_cfgs(
         "bireal_resnet18": picture_cfg(224, **_PAPER),
         "bireal_resnet34": picture_cfg(224, **_PAPER),
         "bireal_resnet20_cifar": cifar_cfg(**_PAPER),
-        "bireal_resnet18_cifar": cifar_cfg(**_PAPER),
+        "bireal_resnet18_cifar": cifar_cfg(pool_size=(4, 4), **_PAPER),
         "bireal_digits": digits_cfg(**_PAPER),
     }
 )

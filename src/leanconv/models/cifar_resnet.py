@@ -82,7 +82,7 @@ default_cfgs = generate_default_cfgs(
         "se_resnet56_cifar": cifar_cfg(),
         "cbam_resnet20_cifar": cifar_cfg(),
         "cbam_resnet56_cifar": cifar_cfg(),
-        "resnet18_cifar": cifar_cfg(),
+        "resnet18_cifar": cifar_cfg(pool_size=(4, 4)),
         "resnet_digits": digits_cfg(),
     }
 )

@@ -131,7 +131,7 @@ _PAPER = {"paper_ids": "arXiv:1605.07648", "paper_name": "FractalNet"}
 default_cfgs = generate_default_cfgs(
     {
         "fractalnet": picture_cfg(224, first_conv="stem.conv1", **_PAPER),
-        "fractalnet_cifar": cifar_cfg(first_conv="layer1.0.unit.layers.c3p1.conv", **_PAPER),
+        "fractalnet_cifar": cifar_cfg(pool_size=(1, 1), first_conv="layer1.0.unit.layers.c3p1.conv", **_PAPER),
     }
 )
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from leanconv.models.staged import StagedNet
 from leanconv.nn.fractal import draw_columns
 
+torch.fx.wrap("draw_columns")  # for as many pictures as there are, a number that symbolic tracing lacks
+
 
 class GlobalDropPath(StagedNet):
     """A :class:`~leanconv.models.staged.StagedNet` whose stages hold blocks with fractal units; first in the bases.

@@ -39,7 +39,7 @@ class ReActBlock(BiRealBlock):
 _PAPER = {"paper_ids": "arXiv:2003.03488", "paper_name": "ReActNet"}
 
 default_cfgs = generate_default_cfgs(
-    {"reactnet18": picture_cfg(224, **_PAPER), "reactnet18_cifar": cifar_cfg(**_PAPER)}
+    {"reactnet18": picture_cfg(224, **_PAPER), "reactnet18_cifar": cifar_cfg(pool_size=(4, 4), **_PAPER)}
 )
 
 

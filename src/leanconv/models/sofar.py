@@ -160,22 +160,18 @@ class DenseFractalNet(GlobalDropPath, DenseNet):
 
 _PAPER = {"paper_ids": "arXiv:2009.05317", "paper_name": "SoFAr (our reconstruction)"}
 _IMAGENET = ("rf_c4d8_resnet37", "rf_c2d2_resnet21", "rf_c3d4_resnet21", "rf_c3d4_resnet37", "rf_c4d8_resnet37_w52")
-_CIFAR = (
-    "rf_c2d2_resnet21_cifar",
-    "rf_c3d4_resnet21_cifar",
-    "rf_c4d8_resnet37_cifar",
-    "rf_c2d2_resnet16_cifar",
-    "rf_c3d4_resnet28_cifar",
-)
+_CIFAR_FOUR_STAGES = ("rf_c2d2_resnet21_cifar", "rf_c3d4_resnet21_cifar", "rf_c4d8_resnet37_cifar")
+_CIFAR_THREE_STAGES = ("rf_c2d2_resnet16_cifar", "rf_c3d4_resnet28_cifar")
 
 _DENSE = {"first_conv": "stem.conv1"}
 
 default_cfgs = generate_default_cfgs(
     {
         **{name: picture_cfg(224, **_PAPER) for name in _IMAGENET},
-        **{name: cifar_cfg(**_PAPER) for name in _CIFAR},
+        **{name: cifar_cfg(pool_size=(4, 4), **_PAPER) for name in _CIFAR_FOUR_STAGES},
+        **{name: cifar_cfg(**_PAPER) for name in _CIFAR_THREE_STAGES},
         "drf_c2d2_densenet51": picture_cfg(224, **_PAPER, **_DENSE),
-        "drf_c2d2_densenet51_cifar": cifar_cfg(**_PAPER, **_DENSE),
+        "drf_c2d2_densenet51_cifar": cifar_cfg(pool_size=(4, 4), **_PAPER, **_DENSE),
     }
 )
 

@@ -143,8 +143,8 @@ class AAConv2d(nn.Module):
     def attend(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, dv, H, W]: what the attention branch computes, without pooling."""
         height, width = x.shape[2:]
-        maps = self.qkv(x).flatten(2).split(self.widths, 1)
-        q, k, v = (m.unflatten(1, (self.num_heads, -1)).transpose(2, 3) for m in maps)  # [N, heads, H*W, dim]
+        q, k, v = self.qkv(x).flatten(2).split(self.widths, 1)
+        q, k, v = (m.unflatten(1, (self.num_heads, -1)).transpose(2, 3) for m in (q, k, v))  # [N, heads, H*W, dim]
         bias = self.position(q * q.shape[-1] ** -0.5, height, width)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.project(y.transpose(2, 3).flatten(1, 2).unflatten(2, (height, width)))

@@ -123,7 +123,12 @@ def _unfolded(x: Tensor, weight: Tensor, gain: Tensor, window: Window) -> Tensor
 
 
 def _fused(x: Tensor, weight: Tensor, gain: Tensor, window: Window) -> Tensor:
-    """By the native core where it can, else the definition."""
+    """By the native core on a CPU, by Triton on a GPU, where they can; else the definition."""
+    if x.is_cuda:
+        from leanconv.nn import aw_triton  # here: it needs Window
+
+        if aw_triton.AVAILABLE and x.shape[0] > 0 and {x.dtype, weight.dtype} <= set(aw_triton.DTYPES):
+            return aw_triton.gated_conv2d_cuda(x, weight, gain, window)
     return (fused if supports(x, weight, gain, window) else _per_sample)(x, weight, gain, window)
 
 

@@ -19,6 +19,8 @@ from leanconv.nn.binary_conv import BinaryConv2d
 
 Layer = Callable[[bool], nn.Module]  # called with True for a layer that sees the unit's input
 
+torch.fx.wrap("join_weights")  # drawn for as many pictures as there are, a number that symbolic tracing lacks
+
 
 class BinaryResidualLayer(nn.Module):
     """``x + bn(conv(sign(x)))``: one binary 3x3 convolution with a shortcut of its own, as in Bi-Real Net (arXiv
@@ -143,25 +145,26 @@ class FractalUnit(nn.Module):
             for y in outputs[1:]:
                 total = total + y
             return total / len(outputs) if self.join == "mean" else total
-        weights = self._weights(outputs[0], columns, column)
-        return torch.stack([w.view(-1, 1, 1, 1) * y for w, y in zip(weights, outputs, strict=True)]).sum(0)
-
-    def _weights(self, like: Tensor, columns: tuple[int, ...], column: Tensor | None) -> Tensor:
-        """[inputs, N]: what each input of a join is multiplied by."""
-        n, count = like.shape[0], len(columns)
-        kept = torch.ones(count, n, dtype=torch.bool, device=like.device)
-        if self.drop_path:
-            kept = torch.rand(count, n, device=like.device) >= self.drop_path
-            spare = torch.randint(count, (n,), device=like.device)
-            kept = kept | (torch.arange(count, device=like.device)[:, None] == spare) & ~kept.any(0)
-        if column is not None:  # at a join that its column doesn't reach, a picture's inputs do not matter
-            alone = torch.tensor(columns, device=like.device)[:, None] == column
-            kept = torch.where(alone.any(0), alone, kept)
-        weights = kept.to(like.dtype)
-        return weights / weights.sum(0) if self.join == "mean" else weights
+        weights = join_weights(outputs[0], columns, column, self.drop_path, self.join)
+        return torch.stack([weights[i].view(-1, 1, 1, 1) * y for i, y in enumerate(outputs)]).sum(0)
 
     def extra_repr(self) -> str:
         return f"columns={self.columns}, depth={self.depth}, join={self.join}, merged={self.merged}"
+
+
+def join_weights(like: Tensor, columns: tuple[int, ...], column: Tensor | None, drop_path: float, join: str) -> Tensor:
+    """[inputs, N]: what each input of a join is multiplied by in training; `columns` are those that end there."""
+    n, count = like.shape[0], len(columns)
+    kept = torch.ones(count, n, dtype=torch.bool, device=like.device)
+    if drop_path:
+        kept = torch.rand(count, n, device=like.device) >= drop_path
+        spare = torch.randint(count, (n,), device=like.device)
+        kept = kept | (torch.arange(count, device=like.device)[:, None] == spare) & ~kept.any(0)
+    if column is not None:  # at a join that its column doesn't reach, a picture's inputs do not matter
+        alone = torch.tensor(columns, device=like.device)[:, None] == column
+        kept = torch.where(alone.any(0), alone, kept)
+    weights = kept.to(like.dtype)
+    return weights / weights.sum(0) if join == "mean" else weights
 
 
 def draw_columns(x: Tensor, columns: int, share: float) -> Tensor:

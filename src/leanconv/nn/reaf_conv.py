@@ -66,8 +66,6 @@ class ReafConv2d(nn.Conv2d):
     (torch.Size([2, 128, 9, 9]), torch.Size([128, 32, 3, 3]))
     """
 
-    index: Tensor
-
     def __init__(
         self,
         in_channels: int,
@@ -107,8 +105,6 @@ class ReafConv2d(nn.Conv2d):
         )
         self.in_channels = in_channels
         self.sets, self.window, self.shift, self.impl = sets, window, shift, impl
-        index = torch.tensor(channel_sets(in_channels, sets, window, shift), device=device).flatten()
-        self.register_buffer("index", index, persistent=False)
 
     @classmethod
     def from_layer(
@@ -162,9 +158,9 @@ class ReafConv2d(nn.Conv2d):
             dtype=old.weight.dtype,
         )
         per_group = channels // old.groups
-        first = torch.arange(old.groups, device=made.index.device) * per_group
+        first = torch.arange(old.groups, device=old.weight.device) * per_group
         first = first.repeat_interleave(old.out_channels // old.groups)  # first channel that each old filter reads
-        tap = made.index.view(sets, window).repeat_interleave(old.out_channels // sets, 0) - first[:, None]
+        tap = made.index(old.weight.device).repeat_interleave(old.out_channels // sets, 0) - first[:, None]
         read = ((tap >= 0) & (tap < per_group))[:, :, None, None]
         tap = tap.clamp(0, per_group - 1)[:, :, None, None].expand(-1, -1, *old.kernel_size)
         with torch.no_grad():
@@ -187,7 +183,8 @@ class ReafConv2d(nn.Conv2d):
             return self._conv(self._slice(input, 0, self.sets * self.window), self.weight, self.bias, self.sets)
         gather = self.impl == "gather" or (self.impl == "auto" and self.sets > MOST_SLICES)
         if gather or is_exporting():
-            return self._conv(input.index_select(-3, self.index), self.weight, self.bias, self.sets)
+            gathered = input.index_select(-3, self.index(input.device).flatten())
+            return self._conv(gathered, self.weight, self.bias, self.sets)
         weights = self.weight.chunk(self.sets)
         biases = [None] * self.sets if self.bias is None else self.bias.chunk(self.sets)
         outputs = [
@@ -195,6 +192,11 @@ class ReafConv2d(nn.Conv2d):
             for g, (weight, bias) in enumerate(zip(weights, biases, strict=True))
         ]
         return torch.cat(outputs, -3)
+
+    def index(self, device: torch.device) -> Tensor:
+        """The input channels of each set, :func:`channel_sets` as a tensor [sets, window]."""
+        first = torch.arange(self.sets, device=device)[:, None] * self.shift
+        return (first + torch.arange(self.window, device=device)) % self.in_channels
 
     def _slice(self, x: Tensor, start: int, count: int) -> Tensor:
         """`count` channels from `start` on, cyclic."""

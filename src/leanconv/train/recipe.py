@@ -131,7 +131,9 @@ class Recipe(_Section):
 
     model: str = Field(description="a name that timm.create_model knows, ours included")
     model_args: dict[str, Any] = Field(
-        default_factory=dict, description="arguments of the network, over those that the data decides"
+        default_factory=dict,
+        description="arguments of the network, over those that the data decides; timm's pretrained_cfg_overlay also "
+        "decides how pictures are prepared",
     )
     pretrained: bool = Field(default=False, description="start from the weights that ship with the model")
     start_from: str | None = Field(default=None, description="start from the tensors of a checkpoint that fit by name")

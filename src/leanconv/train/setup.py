@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from leanconv import models  # noqa: F401  (registers our networks and prepares torchvision for timm)
-from leanconv.preprocess import Preprocessing
+from leanconv.preprocess import PictureError, Preprocessing
 from leanconv.train import checkpoint
 from leanconv.train.data import Data, DataError, load_data
 from leanconv.train.recipe import Recipe, RecipeError
@@ -19,7 +19,7 @@ import timm  # isort: skip
 
 def read_data(recipe: Recipe) -> tuple[Data, Preprocessing]:
     """The data of a recipe and how a picture of it enters the network. Raises RecipeError, DataError."""
-    rules = preprocessing_of(recipe.model)
+    rules = preprocessing_of(recipe.model, recipe.model_args)
     if recipe.size is not None:
         rules = dataclasses.replace(rules, input_size=(rules.input_size[0], recipe.size, recipe.size))
     data = load_data(recipe.data, rules, augment=recipe.augment, workers=recipe.workers)
@@ -39,13 +39,33 @@ def read_data(recipe: Recipe) -> tuple[Data, Preprocessing]:
     return data, Preprocessing((channels, height, width), mean, std, rules.interpolation, 1.0, rules.crop_mode)
 
 
-def preprocessing_of(name: str) -> Preprocessing:
-    """How pictures are prepared for the network `name`, from timm's pretrained_cfg. Raises RecipeError."""
+def preprocessing_of(name: str, model_args: dict[str, Any] | None = None) -> Preprocessing:
+    """How pictures are prepared for the network `name`: timm's pretrained_cfg, with the entries that
+    ``model_args["pretrained_cfg_overlay"]`` puts over it, as in ``timm.create_model``. Raises RecipeError.
+
+    >>> preprocessing_of("resnet50").crop_pct
+    0.95
+    >>> preprocessing_of("resnet50", {"pretrained_cfg_overlay": {"crop_pct": 0.875}}).crop_pct
+    0.875
+    """
     check_name(name)
     cfg = timm.get_pretrained_cfg(name)
     if cfg is None:
         raise RecipeError(f"model: {name!r} does not say how its pictures are prepared")
-    return Preprocessing.from_dict(cfg.to_dict())
+    key = "model_args.pretrained_cfg_overlay"
+    overlay = (model_args or {}).get("pretrained_cfg_overlay") or {}
+    if not isinstance(overlay, dict):
+        raise RecipeError(f"{key}: expected entries such as {{crop_pct: 0.875}}, got {overlay!r}")
+    known = {field.name for field in dataclasses.fields(cfg)}
+    for entry in overlay:
+        if entry not in known:
+            near = difflib.get_close_matches(str(entry), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise RecipeError(f"{key}: timm's configurations have no entry {entry!r}{hint}")
+    try:
+        return Preprocessing.from_dict(dataclasses.replace(cfg, **overlay).to_dict())
+    except PictureError as error:
+        raise RecipeError(f"{key}: {error}" if overlay else f"model: {name!r}: {error}") from None
 
 
 def check_name(name: str) -> None:
