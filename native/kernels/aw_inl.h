@@ -4,7 +4,11 @@
 // V::F, kLanes, zero, set1, load, load_n, store, store_n, store_bf16_n(uint16_t*, F, n), add, mul, fma(a, b, c) = a * b + c,
 // V::kPixels[v]: the most result pixels of a register tile with v vectors.
 
+#if LEANCONV_SANITIZE  // checked code that is inlined everywhere takes minutes to build
+#define AW_INLINE inline
+#else
 #define AW_INLINE inline __attribute__((always_inline))
+#endif
 #if defined(__clang__)
 #define AW_UNROLL _Pragma("unroll")
 #else

@@ -7,16 +7,21 @@
 // V::sum_of(a, b): integers a[i] + b[i] as floats     V::max_or(x, y): y where x is NaN
 // V::store_bytes_n(p, x, zero, n): x rounded to an integer, half to even, plus `zero`
 
+#if LEANCONV_SANITIZE  // checked code that is inlined everywhere takes minutes to build
+#define KERNEL_INLINE inline
+#define KERNEL_LAMBDA
+#else
 #define KERNEL_INLINE inline __attribute__((always_inline))
-#define KERNEL_NOINLINE __attribute__((noinline))
 #define KERNEL_LAMBDA __attribute__((always_inline))
+#endif
+#define KERNEL_NOINLINE __attribute__((noinline))
 
 namespace {
 
 // f(0), f(1) ... with constants for indices: arrays of vectors that are only accessed so stay in registers.
 template <int N, class F>
 KERNEL_INLINE void unrolled(F f) {
-    [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+    [&]<int... I>(std::integer_sequence<int, I...>) KERNEL_LAMBDA {
         (f(std::integral_constant<int, I>{}), ...);
     }(std::make_integer_sequence<int, N>{});
 }
@@ -268,11 +273,11 @@ KERNEL_INLINE void finish_rows(const EpilogueRunner& run, const int32_t* pixel, 
     if constexpr (P > 1) finish_rows<N, 1>(run, pixel + j, block, rows + j, count - j);
 }
 
-// One row: channels [c0, c0 + channels), at most 64 of them.
+// One row: channels [c0, c0 + channels), at most 64 of them; 1, 2, 4 ... vectors, since each number is code of its own.
 template <int N = kBlock / V::kLanes>
 KERNEL_INLINE void finish_row(const EpilogueRunner& run, int32_t pixel, int c0, int channels, const float* row) {
     if constexpr (N > 1)
-        if (channels <= (N - 1) * V::kLanes) return finish_row<N - 1>(run, pixel, c0, channels, row);
+        if (channels <= N / 2 * V::kLanes) return finish_row<N / 2>(run, pixel, c0, channels, row);
     V::F x[1][N];
     unrolled<N>([&](auto v) KERNEL_LAMBDA { x[0][v] = V::load(row + v * V::kLanes); });
     run.tile(&pixel, c0, x);

@@ -128,12 +128,9 @@ def test_torch_compile_keeps_values_and_gradients():
     layer.eval()
     x = torch.randn(2, 3, 6, 6, requires_grad=True)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    expected = layer(x)
-    (want,) = torch.autograd.grad(expected.square().sum(), x, retain_graph=True)
-    weights = torch.autograd.grad(expected.square().sum(), list(layer.parameters()))
-    y = compiled(x)
+    expected, y = layer(x), compiled(x)
     assert torch.equal(y, expected)
-    (got,) = torch.autograd.grad(y.square().sum(), x, retain_graph=True)
-    torch.testing.assert_close(got, want)
-    for a, b in zip(torch.autograd.grad(y.square().sum(), list(layer.parameters())), weights, strict=True):
+    wanted = [x, *layer.parameters()]
+    want, got = (torch.autograd.grad(result.square().sum(), wanted) for result in (expected, y))
+    for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
