@@ -11,7 +11,7 @@ bool supported() { return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_
 
 void dot512(int64_t rounds) { LC_AVX_LOOP(LC_12(LC_ZERO) "vmovdqu32 192(%1), %%zmm12\n", LC_12(LC_DOT)); }
 
-const PeakLoop kLoops[] = {{"vpdpbusd, 512 bits", "avx512", "int8", supported, 12 * 64, dot512}};
+const PeakLoop kLoops[] = {{"vpdpbusd, 512 bits", "avx512vnni", "int8", supported, 12 * 64, dot512}};
 
 }  // namespace
 

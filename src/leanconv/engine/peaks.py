@@ -9,7 +9,7 @@ from leanconv import _core
 from leanconv.program import ProgramError
 
 # Instruction sets of the engine, the plainest first: each may use what those before it have.
-_SETS = ("portable", "avx2", "avx512", "avx512vpopcntdq")
+_SETS = ("portable", "avx2", "avx512", "avx512vnni", "avx512vpopcntdq")
 
 
 @dataclass(frozen=True)
