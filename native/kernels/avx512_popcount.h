@@ -1,9 +1,9 @@
 // The inner tiles of avx512vpopcntdq.cpp in assembly: P jobs x VECTORS * 16 channels, all words of the reduction.
 //
 // Three instructions for 512 bits: xor, count, add. Spelled out because g++ 12 adds a copy for every sum (a quarter of the
-// instructions) as soon as the sums stay in registers behind the loop. Carry-save adders would need fewer counts, but no
-// fewer instructions, and ternary logic runs at half the rate of two-operand instructions when its operands are fresh
-// (measured on Zen 5). Included inside namespace leanconv::avx512vpopcntdq.
+// instructions) as soon as the sums stay in registers behind the loop. Carry-save adders with the xors inside their
+// ternary logic need fewer instructions, but the forms that were tried were slower on Zen 5.
+// Included inside namespace leanconv::avx512vpopcntdq.
 //
 // Registers: zmm16-19 weights of a word, zmm20 and zmm21 the words of two jobs, zmm22-29 scratch; sums where the compiler
 // likes.
