@@ -29,6 +29,7 @@ public:
         finish_memory();
         ports();
         for (FillArgs& a : plan_->fills) relocate(a.data);
+        announce_weights();
         for (Stage& stage : plan_->stages) {
             relocate(stage);
             split(stage);
@@ -488,6 +489,27 @@ private:
         };
         for (const Port& port : program_.inputs) add(port, plan_->inputs, true);
         for (const Port& port : program_.outputs) add(port, plan_->outputs, false);
+    }
+
+    // Tells each binary layer the weights of the layer behind it.
+    void announce_weights() {
+        constexpr int64_t kMost = 512 * 1024;  // half of a common second cache
+        const char* weights = nullptr;
+        int64_t bytes = 0;
+        for (auto s = plan_->stages.rbegin(); s != plan_->stages.rend(); ++s) {
+            const PackedOp& packed = packed_at(s->op);
+            if (s->kind == StageKind::binary) {
+                s->binary.back().upcoming = weights;
+                s->binary.back().upcoming_bytes = std::min(bytes, kMost);
+                const Aligned<uint32_t>& first = packed.phases.front().weights.front();
+                weights = reinterpret_cast<const char*>(first.data()), bytes = static_cast<int64_t>(first.size()) * 4;
+            } else if (s->kind == StageKind::int8) {
+                weights = reinterpret_cast<const char*>(packed.int8.data()), bytes = static_cast<int64_t>(packed.int8.size());
+            } else if (s->kind == StageKind::real && !s->gated) {
+                weights = reinterpret_cast<const char*>(packed.real.front().data());
+                bytes = static_cast<int64_t>(packed.real.front().size()) * 4;
+            }
+        }
     }
 
     // Pieces of a stage for several threads: enough of them to share evenly, none too small.

@@ -35,6 +35,7 @@ struct V {
             _mm256_maskstore_ps(p, first(n), a);
     }
     static F add(F a, F b) { return _mm256_add_ps(a, b); }
+    static F add_too(F a, F b) { return add(a, b); }
     static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
     static F div(F a, F b) { return _mm256_div_ps(a, b); }
     static F max(F a, F b) { return _mm256_max_ps(a, b); }
@@ -138,20 +139,20 @@ inline __m256 sums_of(const float* base, __m256i ones) {
 }
 
 // P jobs to the epilogue; ones(i, c) are the counts of job i, channels [c, c + 8).
-template <int P, int VECTORS, class Ones>
-void finish(const BinaryConvArgs& a, const EpilogueRunner& run, int j, int block, Ones ones) {
+template <Form FORM, int P, int VECTORS, class Ones>
+KERNEL_INLINE void finish(const BinaryConvArgs& a, const EpilogueRunner& run, int j, int block, Ones ones) {
     const int padded = block_count(a.out_channels) * kBlock;
     for (int i = 0; i < P; ++i) {
         const int32_t pixel = pixel_of(a.pixel, j + i);
         const float* base = a.base + int64_t{a.border_case[j + i]} * padded + block * kBlock;
         V::F x[1][VECTORS * 32 / V::kLanes];
         unrolled<VECTORS * 32 / V::kLanes>([&](auto v) KERNEL_LAMBDA { x[0][v] = sums_of(base + v * V::kLanes, ones(i, v * V::kLanes)); });
-        run.tile(&pixel, block * kBlock, x);
+        run.tile<FORM>(&pixel, block * kBlock, x);
     }
 }
 
-template <int P, int VECTORS>
-void binary_tiles(const BinaryConvArgs& a, const EpilogueRunner& run, int begin, int end, int block) {
+template <int P, int VECTORS, Form FORM>
+KERNEL_NOINLINE void binary_tiles(const BinaryConvArgs& a, const EpilogueRunner& run, int begin, int end, int block) {
     const uint8_t* weights = reinterpret_cast<const uint8_t*>(a.weights) + int64_t{block} * a.words * 8 * kBlock;
     alignas(32) uint16_t pop[P][kBlock];
     int j = begin;
@@ -172,17 +173,21 @@ void binary_tiles(const BinaryConvArgs& a, const EpilogueRunner& run, int begin,
                 w = count_tile<P, VECTORS>(in, w, pop);
                 done += in.words;
             }
-            finish<P, VECTORS>(a, run, j, block, [&](int i, int c) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(total[i] + c)); });
+            finish<FORM, P, VECTORS>(a, run, j, block, [&](int i, int c) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(total[i] + c)); });
             continue;
         }
-        finish<P, VECTORS>(a, run, j, block, [&](int i, int c) { return _mm256_cvtepu16_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(pop[i] + c))); });
+        finish<FORM, P, VECTORS>(a, run, j, block, [&](int i, int c) { return _mm256_cvtepu16_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(pop[i] + c))); });
     }
-    if constexpr (P > 1) binary_tiles<P / 2, VECTORS>(a, run, j, end, block);
+    if constexpr (P > 1) binary_tiles<P / 2, VECTORS, FORM>(a, run, j, end, block);
 }
 
 void binary_conv(const BinaryConvArgs& a, int begin, int end, int block) {
     const EpilogueRunner run(*a.epilogue);
-    block_lanes(a.out_channels, block) > 32 ? binary_tiles<4, 2>(a, run, begin, end, block) : binary_tiles<4, 1>(a, run, begin, end, block);
+    const int channels = a.out_channels - block * kBlock;
+    if (block_lanes(a.out_channels, block) > 32)
+        with_form(run, channels >= 64, [&](auto form) { binary_tiles<4, 2, form()>(a, run, begin, end, block); });
+    else
+        with_form(run, channels == 32, [&](auto form) { binary_tiles<4, 1, form()>(a, run, begin, end, block); });
 }
 
 // P pixels x 16 channels of float sums in registers.

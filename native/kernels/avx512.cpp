@@ -63,6 +63,7 @@ struct CarrySaveTile {
 
     // The byte counters of eights hold 31 groups of 8 words: longer reductions run in pieces.
     static void run(const TileInput<P>& in, const uint32_t* weights, __m512i (&ones)[P][VECTORS]) {
+        in.fetch();
         alignas(64) int32_t pop[P][kBlock];
         constexpr int kWords = 31 * 8;
         TileInput<P> piece = in;

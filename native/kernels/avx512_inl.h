@@ -13,6 +13,7 @@ struct V {
     static void store(float* p, F a) { _mm512_storeu_ps(p, a); }
     static void store_n(float* p, F a, int n) { _mm512_mask_storeu_ps(p, first(n), a); }
     static F add(F a, F b) { return _mm512_add_ps(a, b); }
+    static F add_too(F a, F b) { return _mm512_fmadd_ps(a, _mm512_set1_ps(1.0f), b); }
     static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
     static F div(F a, F b) { return _mm512_div_ps(a, b); }
     static F max(F a, F b) { return _mm512_max_ps(a, b); }
@@ -43,48 +44,80 @@ struct V {
 
 namespace {
 
-// Where a tile of P jobs reads: framed input of each job, and the words of the reduction.
+// Where a tile of P jobs reads: framed input of each job, and the words of the reduction; and what it fetches for later,
+// a line every `ahead_step` bytes, one a word.
 template <int P>
 struct TileInput {
     const uint32_t* job[P];
     const int32_t* word_offset;
     int words;
+    const char* ahead;
+    int64_t ahead_step;
+
+    void fetch() const {  // all at once
+        for (int64_t at = 0; at < ahead_step * words; at += 64) _mm_prefetch(ahead + at, _MM_HINT_T1);
+    }
 };
 
-// The weights of the next block, fetched into the second cache a part a tile: the blocks of a wide layer come from memory
-// that is farther away.
-struct Ahead {
-    const char* next = nullptr;
-    int64_t bytes = 0, part = 0;
-
+// What is fetched into the second cache beneath the counting, a part a tile: the weights of the next block, and of the
+// layer that runs next. Wide layers have more weights than that cache holds, and what comes from farther away is waited
+// for, the longer the busier the machine.
+class Ahead {
+public:
     Ahead(const BinaryConvArgs& a, int block, int tiles) {
-        if (block + 1 >= block_count(a.out_channels) || tiles == 0) return;
-        next = reinterpret_cast<const char*>(a.weights + int64_t{block + 1} * a.words * kBlock);
-        bytes = int64_t{a.words} * block_lanes(a.out_channels, block + 1) * 4;
-        part = (bytes / tiles + 63) / 64 * 64;
+        const int64_t blocks = block_count(a.out_channels);
+        const int64_t from = a.upcoming_bytes * block / blocks, to = a.upcoming_bytes * (block + 1) / blocks;
+        if (block + 1 < blocks)
+            next_ = {reinterpret_cast<const char*>(a.weights + int64_t{block + 1} * a.words * kBlock),
+                     int64_t{a.words} * block_lanes(a.out_channels, block + 1) * 4};
+        upcoming_ = {a.upcoming + from, to - from};
+        first_ = next_.bytes == 0 ? 0 : upcoming_.bytes == 0 ? tiles : (tiles + 1) / 2;
+        next_.share(first_, a.words);
+        upcoming_.share(tiles - first_, a.words);
     }
-    void fetch(int tile) const {
-        const int64_t end = std::min(bytes, (tile + 1) * part);
-        for (int64_t at = tile * part; at < end; at += 64) _mm_prefetch(next + at, _MM_HINT_T1);
+
+    // The part of a tile: what does not fit its words is fetched at once.
+    template <int P>
+    KERNEL_INLINE void part(int tile, TileInput<P>& in) const {
+        const Weights& weights = tile < first_ ? next_ : upcoming_;
+        const int64_t begin = std::min((tile < first_ ? tile : tile - first_) * weights.part, weights.bytes);
+        in.ahead = weights.at + begin;
+        in.ahead_step = weights.step;
+        const int64_t end = std::min(begin + weights.part, weights.bytes);
+        for (int64_t at = begin + 64 * int64_t{in.words}; at < end; at += 64) _mm_prefetch(weights.at + at, _MM_HINT_T1);
     }
+
+private:
+    struct Weights {
+        const char* at = nullptr;
+        int64_t bytes = 0, part = 0, step = 0;  // part: of a tile; step: of a word
+
+        void share(int64_t tiles, int words) {
+            if (tiles == 0 || words == 0) return;
+            part = (bytes + tiles - 1) / tiles;
+            step = std::min<int64_t>(64, (part + words - 1) / words);
+        }
+    };
+    Weights next_, upcoming_;
+    int first_ = 0;
 };
 
 // Walks [begin, end) in tiles of P, then of P/2 ... 1 jobs. Tile<P, VECTORS>::run(input, weights, ones) counts the ones of
 // input xor weights, in registers; VECTORS is the number of 16-channel vectors in the block. base - 2 * ones is exact in
 // floats (program.cpp bounds the reduction).
-template <template <int, int> class Tile, int VECTORS, int P>
-int binary_tiles(const BinaryConvArgs& a, const EpilogueRunner& run, int begin, int end, int block) {
+template <template <int, int> class Tile, int VECTORS, int P, Form FORM>
+KERNEL_NOINLINE int binary_tiles(const BinaryConvArgs& a, const EpilogueRunner& run, int begin, int end, int block) {
     const int padded = block_count(a.out_channels) * kBlock;
     const uint32_t* weights = a.weights + int64_t{block} * a.words * kBlock;
     const __m512 minus_two = _mm512_set1_ps(-2.0f);
     const Ahead ahead(a, block, (end - begin) / P);
     int j = begin;
     for (int t = 0; j + P <= end; j += P, ++t) {
-        ahead.fetch(t);
         TileInput<P> in;
         for (int i = 0; i < P; ++i) in.job[i] = a.input + a.job_offset[j + i];
         in.word_offset = a.word_offset;
         in.words = a.words;
+        ahead.part(t, in);
         __m512i ones[P][VECTORS];
         Tile<P, VECTORS>::run(in, weights, ones);
         int32_t pixel[P];
@@ -96,10 +129,16 @@ int binary_tiles(const BinaryConvArgs& a, const EpilogueRunner& run, int begin, 
                 x[i][v] = _mm512_fmadd_ps(minus_two, _mm512_cvtepi32_ps(ones[i][v]), _mm512_loadu_ps(base + v * V::kLanes));
             });
         });
-        run.tile(pixel, block * kBlock, x);
+        run.tile<FORM>(pixel, block * kBlock, x);
     }
-    if constexpr (P > 1) j = binary_tiles<Tile, VECTORS, P / 2>(a, run, j, end, block);
+    if constexpr (P > 1) j = binary_tiles<Tile, VECTORS, P / 2, FORM>(a, run, j, end, block);
     return j;
+}
+
+template <template <int, int> class Tile, int VECTORS, int P>
+void binary_forms(const BinaryConvArgs& a, const EpilogueRunner& run, int begin, int end, int block) {
+    with_form(run, a.out_channels - block * kBlock >= VECTORS * V::kLanes,
+              [&](auto form) { binary_tiles<Tile, VECTORS, P, form()>(a, run, begin, end, block); });
 }
 
 // NARROW, WIDE: jobs a tile for up to 32 channels and for more.
@@ -107,10 +146,10 @@ template <template <int, int> class Tile, int NARROW, int WIDE>
 void binary_conv_blocks(const BinaryConvArgs& a, int begin, int end, int block) {
     const EpilogueRunner run(*a.epilogue);
     switch (block_lanes(a.out_channels, block) / V::kLanes) {
-        case 1: binary_tiles<Tile, 1, NARROW>(a, run, begin, end, block); break;
-        case 2: binary_tiles<Tile, 2, NARROW>(a, run, begin, end, block); break;
-        case 3: binary_tiles<Tile, 3, WIDE>(a, run, begin, end, block); break;
-        default: binary_tiles<Tile, 4, WIDE>(a, run, begin, end, block); break;
+        case 1: binary_forms<Tile, 1, NARROW>(a, run, begin, end, block); break;
+        case 2: binary_forms<Tile, 2, NARROW>(a, run, begin, end, block); break;
+        case 3: binary_forms<Tile, 3, WIDE>(a, run, begin, end, block); break;
+        default: binary_forms<Tile, 4, WIDE>(a, run, begin, end, block); break;
     }
 }
 

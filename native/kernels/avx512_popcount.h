@@ -26,7 +26,7 @@ namespace {
 #define LC_WEIGHTS3 LC_WEIGHTS2 "vmovdqu32 128(%[w]), %%zmm18\n"
 #define LC_WEIGHTS4 LC_WEIGHTS3 "vmovdqu32 192(%[w]), %%zmm19\n"
 
-#define LC_LOOP(VECTORS, ZEROS, JOBS)      \
+#define LC_LOOP(VECTORS, ZEROS, FETCH, JOBS) \
     ZEROS                                  \
     "cmp %[at], %[end]\n"                  \
     "je 2f\n"                              \
@@ -36,11 +36,13 @@ namespace {
     LC_WEIGHTS##VECTORS                    \
     "add $4, %[at]\n"                      \
     "add $(64 * " #VECTORS "), %[w]\n"     \
+    FETCH                                  \
     JOBS                                   \
     "cmp %[at], %[end]\n"                  \
     "jne 1b\n"                             \
     "2:\n"
 
+#define LC_FETCH "prefetcht1 (%[ahead])\n" "add %[step], %[ahead]\n"
 #define LC_CLOBBERS \
     "r8", "cc", "memory", "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25"
 #define LC_SUM(S) [S] "=&v"(S)
@@ -55,19 +57,20 @@ template <>
 struct PopcountTile<4, 4> {
     static KERNEL_INLINE void run(const TileInput<4>& in, const uint32_t* w, __m512i (&ones)[4][4]) {
         const int32_t *at = in.word_offset, *const end = at + in.words;
+        const char* ahead = in.ahead;
         __m512i s00, s01, s02, s03, s10, s11, s12, s13, s20, s21, s22, s23, s30, s31, s32, s33;
         asm volatile(LC_LOOP(4,
             LC_ZERO("s00") LC_ZERO("s01") LC_ZERO("s02") LC_ZERO("s03") LC_ZERO("s10") LC_ZERO("s11") LC_ZERO("s12")
             LC_ZERO("s13") LC_ZERO("s20") LC_ZERO("s21") LC_ZERO("s22") LC_ZERO("s23") LC_ZERO("s30") LC_ZERO("s31")
-            LC_ZERO("s32") LC_ZERO("s33"),
+            LC_ZERO("s32") LC_ZERO("s33"), LC_FETCH,
             LC_JOB4("job0", "20", "s00", "s01", "s02", "s03")
             LC_JOB4("job1", "21", "s10", "s11", "s12", "s13")
             LC_JOB4("job2", "20", "s20", "s21", "s22", "s23")
             LC_JOB4("job3", "21", "s30", "s31", "s32", "s33"))
              : LC_SUM(s00), LC_SUM(s01), LC_SUM(s02), LC_SUM(s03), LC_SUM(s10), LC_SUM(s11), LC_SUM(s12),
                LC_SUM(s13), LC_SUM(s20), LC_SUM(s21), LC_SUM(s22), LC_SUM(s23), LC_SUM(s30), LC_SUM(s31),
-               LC_SUM(s32), LC_SUM(s33), [at] "+r"(at), [w] "+r"(w)
-             : LC_INPUT(0), LC_INPUT(1), LC_INPUT(2), LC_INPUT(3), [end] "r"(end)
+               LC_SUM(s32), LC_SUM(s33), [at] "+r"(at), [ahead] "+r"(ahead), [w] "+r"(w)
+             : LC_INPUT(0), LC_INPUT(1), LC_INPUT(2), LC_INPUT(3), [end] "r"(end), [step] "r"(in.ahead_step)
              : LC_CLOBBERS);
         ones[0][0] = s00; ones[0][1] = s01; ones[0][2] = s02; ones[0][3] = s03; ones[1][0] = s10; ones[1][1] = s11;
         ones[1][2] = s12; ones[1][3] = s13; ones[2][0] = s20; ones[2][1] = s21; ones[2][2] = s22; ones[2][3] = s23;
@@ -79,15 +82,16 @@ template <>
 struct PopcountTile<2, 4> {
     static KERNEL_INLINE void run(const TileInput<2>& in, const uint32_t* w, __m512i (&ones)[2][4]) {
         const int32_t *at = in.word_offset, *const end = at + in.words;
+        const char* ahead = in.ahead;
         __m512i s00, s01, s02, s03, s10, s11, s12, s13;
         asm volatile(LC_LOOP(4,
             LC_ZERO("s00") LC_ZERO("s01") LC_ZERO("s02") LC_ZERO("s03") LC_ZERO("s10") LC_ZERO("s11") LC_ZERO("s12")
-            LC_ZERO("s13"),
+            LC_ZERO("s13"), LC_FETCH,
             LC_JOB4("job0", "20", "s00", "s01", "s02", "s03")
             LC_JOB4("job1", "21", "s10", "s11", "s12", "s13"))
              : LC_SUM(s00), LC_SUM(s01), LC_SUM(s02), LC_SUM(s03), LC_SUM(s10), LC_SUM(s11), LC_SUM(s12),
-               LC_SUM(s13), [at] "+r"(at), [w] "+r"(w)
-             : LC_INPUT(0), LC_INPUT(1), [end] "r"(end)
+               LC_SUM(s13), [at] "+r"(at), [ahead] "+r"(ahead), [w] "+r"(w)
+             : LC_INPUT(0), LC_INPUT(1), [end] "r"(end), [step] "r"(in.ahead_step)
              : LC_CLOBBERS);
         ones[0][0] = s00; ones[0][1] = s01; ones[0][2] = s02; ones[0][3] = s03; ones[1][0] = s10; ones[1][1] = s11;
         ones[1][2] = s12; ones[1][3] = s13;
@@ -98,12 +102,13 @@ template <>
 struct PopcountTile<1, 4> {
     static KERNEL_INLINE void run(const TileInput<1>& in, const uint32_t* w, __m512i (&ones)[1][4]) {
         const int32_t *at = in.word_offset, *const end = at + in.words;
+        const char* ahead = in.ahead;
         __m512i s00, s01, s02, s03;
         asm volatile(LC_LOOP(4,
-            LC_ZERO("s00") LC_ZERO("s01") LC_ZERO("s02") LC_ZERO("s03"),
+            LC_ZERO("s00") LC_ZERO("s01") LC_ZERO("s02") LC_ZERO("s03"), LC_FETCH,
             LC_JOB4("job0", "20", "s00", "s01", "s02", "s03"))
-             : LC_SUM(s00), LC_SUM(s01), LC_SUM(s02), LC_SUM(s03), [at] "+r"(at), [w] "+r"(w)
-             : LC_INPUT(0), [end] "r"(end)
+             : LC_SUM(s00), LC_SUM(s01), LC_SUM(s02), LC_SUM(s03), [at] "+r"(at), [ahead] "+r"(ahead), [w] "+r"(w)
+             : LC_INPUT(0), [end] "r"(end), [step] "r"(in.ahead_step)
              : LC_CLOBBERS);
         ones[0][0] = s00; ones[0][1] = s01; ones[0][2] = s02; ones[0][3] = s03;
     }
@@ -113,17 +118,18 @@ template <>
 struct PopcountTile<4, 3> {
     static KERNEL_INLINE void run(const TileInput<4>& in, const uint32_t* w, __m512i (&ones)[4][3]) {
         const int32_t *at = in.word_offset, *const end = at + in.words;
+        const char* ahead = in.ahead;
         __m512i s00, s01, s02, s10, s11, s12, s20, s21, s22, s30, s31, s32;
         asm volatile(LC_LOOP(3,
             LC_ZERO("s00") LC_ZERO("s01") LC_ZERO("s02") LC_ZERO("s10") LC_ZERO("s11") LC_ZERO("s12") LC_ZERO("s20")
-            LC_ZERO("s21") LC_ZERO("s22") LC_ZERO("s30") LC_ZERO("s31") LC_ZERO("s32"),
+            LC_ZERO("s21") LC_ZERO("s22") LC_ZERO("s30") LC_ZERO("s31") LC_ZERO("s32"), LC_FETCH,
             LC_JOB3("job0", "20", "s00", "s01", "s02")
             LC_JOB3("job1", "21", "s10", "s11", "s12")
             LC_JOB3("job2", "20", "s20", "s21", "s22")
             LC_JOB3("job3", "21", "s30", "s31", "s32"))
              : LC_SUM(s00), LC_SUM(s01), LC_SUM(s02), LC_SUM(s10), LC_SUM(s11), LC_SUM(s12), LC_SUM(s20),
-               LC_SUM(s21), LC_SUM(s22), LC_SUM(s30), LC_SUM(s31), LC_SUM(s32), [at] "+r"(at), [w] "+r"(w)
-             : LC_INPUT(0), LC_INPUT(1), LC_INPUT(2), LC_INPUT(3), [end] "r"(end)
+               LC_SUM(s21), LC_SUM(s22), LC_SUM(s30), LC_SUM(s31), LC_SUM(s32), [at] "+r"(at), [ahead] "+r"(ahead), [w] "+r"(w)
+             : LC_INPUT(0), LC_INPUT(1), LC_INPUT(2), LC_INPUT(3), [end] "r"(end), [step] "r"(in.ahead_step)
              : LC_CLOBBERS);
         ones[0][0] = s00; ones[0][1] = s01; ones[0][2] = s02; ones[1][0] = s10; ones[1][1] = s11; ones[1][2] = s12;
         ones[2][0] = s20; ones[2][1] = s21; ones[2][2] = s22; ones[3][0] = s30; ones[3][1] = s31; ones[3][2] = s32;
@@ -134,14 +140,15 @@ template <>
 struct PopcountTile<2, 3> {
     static KERNEL_INLINE void run(const TileInput<2>& in, const uint32_t* w, __m512i (&ones)[2][3]) {
         const int32_t *at = in.word_offset, *const end = at + in.words;
+        const char* ahead = in.ahead;
         __m512i s00, s01, s02, s10, s11, s12;
         asm volatile(LC_LOOP(3,
-            LC_ZERO("s00") LC_ZERO("s01") LC_ZERO("s02") LC_ZERO("s10") LC_ZERO("s11") LC_ZERO("s12"),
+            LC_ZERO("s00") LC_ZERO("s01") LC_ZERO("s02") LC_ZERO("s10") LC_ZERO("s11") LC_ZERO("s12"), LC_FETCH,
             LC_JOB3("job0", "20", "s00", "s01", "s02")
             LC_JOB3("job1", "21", "s10", "s11", "s12"))
              : LC_SUM(s00), LC_SUM(s01), LC_SUM(s02), LC_SUM(s10), LC_SUM(s11), LC_SUM(s12), [at] "+r"(at),
-               [w] "+r"(w)
-             : LC_INPUT(0), LC_INPUT(1), [end] "r"(end)
+               [ahead] "+r"(ahead), [w] "+r"(w)
+             : LC_INPUT(0), LC_INPUT(1), [end] "r"(end), [step] "r"(in.ahead_step)
              : LC_CLOBBERS);
         ones[0][0] = s00; ones[0][1] = s01; ones[0][2] = s02; ones[1][0] = s10; ones[1][1] = s11; ones[1][2] = s12;
     }
@@ -151,12 +158,13 @@ template <>
 struct PopcountTile<1, 3> {
     static KERNEL_INLINE void run(const TileInput<1>& in, const uint32_t* w, __m512i (&ones)[1][3]) {
         const int32_t *at = in.word_offset, *const end = at + in.words;
+        const char* ahead = in.ahead;
         __m512i s00, s01, s02;
         asm volatile(LC_LOOP(3,
-            LC_ZERO("s00") LC_ZERO("s01") LC_ZERO("s02"),
+            LC_ZERO("s00") LC_ZERO("s01") LC_ZERO("s02"), LC_FETCH,
             LC_JOB3("job0", "20", "s00", "s01", "s02"))
-             : LC_SUM(s00), LC_SUM(s01), LC_SUM(s02), [at] "+r"(at), [w] "+r"(w)
-             : LC_INPUT(0), [end] "r"(end)
+             : LC_SUM(s00), LC_SUM(s01), LC_SUM(s02), [at] "+r"(at), [ahead] "+r"(ahead), [w] "+r"(w)
+             : LC_INPUT(0), [end] "r"(end), [step] "r"(in.ahead_step)
              : LC_CLOBBERS);
         ones[0][0] = s00; ones[0][1] = s01; ones[0][2] = s02;
     }
@@ -166,11 +174,12 @@ template <>
 struct PopcountTile<8, 2> {
     static KERNEL_INLINE void run(const TileInput<8>& in, const uint32_t* w, __m512i (&ones)[8][2]) {
         const int32_t *at = in.word_offset, *const end = at + in.words;
+        in.fetch();  // operands are at most 30
         __m512i s00, s01, s10, s11, s20, s21, s30, s31, s40, s41, s50, s51, s60, s61, s70, s71;
         asm volatile(LC_LOOP(2,
             LC_ZERO("s00") LC_ZERO("s01") LC_ZERO("s10") LC_ZERO("s11") LC_ZERO("s20") LC_ZERO("s21") LC_ZERO("s30")
             LC_ZERO("s31") LC_ZERO("s40") LC_ZERO("s41") LC_ZERO("s50") LC_ZERO("s51") LC_ZERO("s60") LC_ZERO("s61")
-            LC_ZERO("s70") LC_ZERO("s71"),
+            LC_ZERO("s70") LC_ZERO("s71"), "",
             LC_JOB2("job0", "20", "s00", "s01")
             LC_JOB2("job1", "21", "s10", "s11")
             LC_JOB2("job2", "20", "s20", "s21")
@@ -195,17 +204,18 @@ template <>
 struct PopcountTile<4, 2> {
     static KERNEL_INLINE void run(const TileInput<4>& in, const uint32_t* w, __m512i (&ones)[4][2]) {
         const int32_t *at = in.word_offset, *const end = at + in.words;
+        const char* ahead = in.ahead;
         __m512i s00, s01, s10, s11, s20, s21, s30, s31;
         asm volatile(LC_LOOP(2,
             LC_ZERO("s00") LC_ZERO("s01") LC_ZERO("s10") LC_ZERO("s11") LC_ZERO("s20") LC_ZERO("s21") LC_ZERO("s30")
-            LC_ZERO("s31"),
+            LC_ZERO("s31"), LC_FETCH,
             LC_JOB2("job0", "20", "s00", "s01")
             LC_JOB2("job1", "21", "s10", "s11")
             LC_JOB2("job2", "20", "s20", "s21")
             LC_JOB2("job3", "21", "s30", "s31"))
              : LC_SUM(s00), LC_SUM(s01), LC_SUM(s10), LC_SUM(s11), LC_SUM(s20), LC_SUM(s21), LC_SUM(s30),
-               LC_SUM(s31), [at] "+r"(at), [w] "+r"(w)
-             : LC_INPUT(0), LC_INPUT(1), LC_INPUT(2), LC_INPUT(3), [end] "r"(end)
+               LC_SUM(s31), [at] "+r"(at), [ahead] "+r"(ahead), [w] "+r"(w)
+             : LC_INPUT(0), LC_INPUT(1), LC_INPUT(2), LC_INPUT(3), [end] "r"(end), [step] "r"(in.ahead_step)
              : LC_CLOBBERS);
         ones[0][0] = s00; ones[0][1] = s01; ones[1][0] = s10; ones[1][1] = s11; ones[2][0] = s20; ones[2][1] = s21;
         ones[3][0] = s30; ones[3][1] = s31;
@@ -216,13 +226,14 @@ template <>
 struct PopcountTile<2, 2> {
     static KERNEL_INLINE void run(const TileInput<2>& in, const uint32_t* w, __m512i (&ones)[2][2]) {
         const int32_t *at = in.word_offset, *const end = at + in.words;
+        const char* ahead = in.ahead;
         __m512i s00, s01, s10, s11;
         asm volatile(LC_LOOP(2,
-            LC_ZERO("s00") LC_ZERO("s01") LC_ZERO("s10") LC_ZERO("s11"),
+            LC_ZERO("s00") LC_ZERO("s01") LC_ZERO("s10") LC_ZERO("s11"), LC_FETCH,
             LC_JOB2("job0", "20", "s00", "s01")
             LC_JOB2("job1", "21", "s10", "s11"))
-             : LC_SUM(s00), LC_SUM(s01), LC_SUM(s10), LC_SUM(s11), [at] "+r"(at), [w] "+r"(w)
-             : LC_INPUT(0), LC_INPUT(1), [end] "r"(end)
+             : LC_SUM(s00), LC_SUM(s01), LC_SUM(s10), LC_SUM(s11), [at] "+r"(at), [ahead] "+r"(ahead), [w] "+r"(w)
+             : LC_INPUT(0), LC_INPUT(1), [end] "r"(end), [step] "r"(in.ahead_step)
              : LC_CLOBBERS);
         ones[0][0] = s00; ones[0][1] = s01; ones[1][0] = s10; ones[1][1] = s11;
     }
@@ -232,12 +243,13 @@ template <>
 struct PopcountTile<1, 2> {
     static KERNEL_INLINE void run(const TileInput<1>& in, const uint32_t* w, __m512i (&ones)[1][2]) {
         const int32_t *at = in.word_offset, *const end = at + in.words;
+        const char* ahead = in.ahead;
         __m512i s00, s01;
         asm volatile(LC_LOOP(2,
-            LC_ZERO("s00") LC_ZERO("s01"),
+            LC_ZERO("s00") LC_ZERO("s01"), LC_FETCH,
             LC_JOB2("job0", "20", "s00", "s01"))
-             : LC_SUM(s00), LC_SUM(s01), [at] "+r"(at), [w] "+r"(w)
-             : LC_INPUT(0), [end] "r"(end)
+             : LC_SUM(s00), LC_SUM(s01), [at] "+r"(at), [ahead] "+r"(ahead), [w] "+r"(w)
+             : LC_INPUT(0), [end] "r"(end), [step] "r"(in.ahead_step)
              : LC_CLOBBERS);
         ones[0][0] = s00; ones[0][1] = s01;
     }
@@ -247,10 +259,11 @@ template <>
 struct PopcountTile<8, 1> {
     static KERNEL_INLINE void run(const TileInput<8>& in, const uint32_t* w, __m512i (&ones)[8][1]) {
         const int32_t *at = in.word_offset, *const end = at + in.words;
+        in.fetch();  // operands are at most 30
         __m512i s00, s10, s20, s30, s40, s50, s60, s70;
         asm volatile(LC_LOOP(1,
             LC_ZERO("s00") LC_ZERO("s10") LC_ZERO("s20") LC_ZERO("s30") LC_ZERO("s40") LC_ZERO("s50") LC_ZERO("s60")
-            LC_ZERO("s70"),
+            LC_ZERO("s70"), "",
             LC_JOB1("job0", "20", "s00")
             LC_JOB1("job1", "21", "s10")
             LC_JOB1("job2", "20", "s20")
@@ -273,15 +286,16 @@ template <>
 struct PopcountTile<4, 1> {
     static KERNEL_INLINE void run(const TileInput<4>& in, const uint32_t* w, __m512i (&ones)[4][1]) {
         const int32_t *at = in.word_offset, *const end = at + in.words;
+        const char* ahead = in.ahead;
         __m512i s00, s10, s20, s30;
         asm volatile(LC_LOOP(1,
-            LC_ZERO("s00") LC_ZERO("s10") LC_ZERO("s20") LC_ZERO("s30"),
+            LC_ZERO("s00") LC_ZERO("s10") LC_ZERO("s20") LC_ZERO("s30"), LC_FETCH,
             LC_JOB1("job0", "20", "s00")
             LC_JOB1("job1", "21", "s10")
             LC_JOB1("job2", "20", "s20")
             LC_JOB1("job3", "21", "s30"))
-             : LC_SUM(s00), LC_SUM(s10), LC_SUM(s20), LC_SUM(s30), [at] "+r"(at), [w] "+r"(w)
-             : LC_INPUT(0), LC_INPUT(1), LC_INPUT(2), LC_INPUT(3), [end] "r"(end)
+             : LC_SUM(s00), LC_SUM(s10), LC_SUM(s20), LC_SUM(s30), [at] "+r"(at), [ahead] "+r"(ahead), [w] "+r"(w)
+             : LC_INPUT(0), LC_INPUT(1), LC_INPUT(2), LC_INPUT(3), [end] "r"(end), [step] "r"(in.ahead_step)
              : LC_CLOBBERS);
         ones[0][0] = s00; ones[1][0] = s10; ones[2][0] = s20; ones[3][0] = s30;
     }
@@ -291,13 +305,14 @@ template <>
 struct PopcountTile<2, 1> {
     static KERNEL_INLINE void run(const TileInput<2>& in, const uint32_t* w, __m512i (&ones)[2][1]) {
         const int32_t *at = in.word_offset, *const end = at + in.words;
+        const char* ahead = in.ahead;
         __m512i s00, s10;
         asm volatile(LC_LOOP(1,
-            LC_ZERO("s00") LC_ZERO("s10"),
+            LC_ZERO("s00") LC_ZERO("s10"), LC_FETCH,
             LC_JOB1("job0", "20", "s00")
             LC_JOB1("job1", "21", "s10"))
-             : LC_SUM(s00), LC_SUM(s10), [at] "+r"(at), [w] "+r"(w)
-             : LC_INPUT(0), LC_INPUT(1), [end] "r"(end)
+             : LC_SUM(s00), LC_SUM(s10), [at] "+r"(at), [ahead] "+r"(ahead), [w] "+r"(w)
+             : LC_INPUT(0), LC_INPUT(1), [end] "r"(end), [step] "r"(in.ahead_step)
              : LC_CLOBBERS);
         ones[0][0] = s00; ones[1][0] = s10;
     }
@@ -307,12 +322,13 @@ template <>
 struct PopcountTile<1, 1> {
     static KERNEL_INLINE void run(const TileInput<1>& in, const uint32_t* w, __m512i (&ones)[1][1]) {
         const int32_t *at = in.word_offset, *const end = at + in.words;
+        const char* ahead = in.ahead;
         __m512i s00;
         asm volatile(LC_LOOP(1,
-            LC_ZERO("s00"),
+            LC_ZERO("s00"), LC_FETCH,
             LC_JOB1("job0", "20", "s00"))
-             : LC_SUM(s00), [at] "+r"(at), [w] "+r"(w)
-             : LC_INPUT(0), [end] "r"(end)
+             : LC_SUM(s00), [at] "+r"(at), [ahead] "+r"(ahead), [w] "+r"(w)
+             : LC_INPUT(0), [end] "r"(end), [step] "r"(in.ahead_step)
              : LC_CLOBBERS);
         ones[0][0] = s00;
     }

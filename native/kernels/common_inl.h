@@ -4,6 +4,7 @@
 //
 // V::F      kLanes floats          V::kLanes   8, 16 or 32
 // V::load / load_n(p, n) / store / store_n, set1, add, mul, min, max, ge0 -> bits; write_signs where that is quicker
+// V::add_too(a, b): a + b, on the multipliers where additions would crowd the adders
 // V::sum_of(a, b): integers a[i] + b[i] as floats     V::max_or(x, y): y where x is NaN
 // V::store_bytes_n(p, x, zero, n): x rounded to an integer, half to even, plus `zero`
 
@@ -54,6 +55,10 @@ inline void write_bits(uint32_t* words, uint64_t bits, int valid) {
     if (valid > 32) words[1] = static_cast<uint32_t>(bits >> 32);
 }
 
+// Which stages an epilogue has. Code that knows them needs no branches and no pointers that are empty: in a layer with a
+// short reduction that is worth a tenth. `unknown` asks for every stage as it comes.
+enum Form : unsigned { kUnknownForm = 0, kAffine = 1, kAdd = 2, kStore = 4, kSign = 8 };
+
 // The common form of an epilogue, in this order: affine, up to two adds, affine, clip or prelu, then a store and signs.
 // It runs in registers; anything else goes step by step through a row of 64 floats.
 struct FusedEpilogue {
@@ -97,6 +102,14 @@ struct FusedEpilogue {
         }
     }
 
+    // The form, where it is made of the four stages of `Form` alone, each complete: scale and bias, a sign of x itself.
+    Form form() const {
+        const bool simple = valid && !add[1] && !after && !clip && !prelu && !quantize && signs <= 1 &&
+                            !(affine && !(affine->scale && affine->bias)) && !(signs && (sign[0]->scale || sign[0]->bias));
+        return simple ? static_cast<Form>((affine ? kAffine : 0u) | (add[0] ? kAdd : 0u) | (store ? kStore : 0u) | (signs ? kSign : 0u))
+                      : kUnknownForm;
+    }
+
 private:
     void take(const Step*& slot, const Step* s, int& stage, int order) {
         if (slot || stage >= order) valid = false;
@@ -113,25 +126,32 @@ struct EpilogueRunner {
 
     // P pixels, channels [c0, c0 + N * kLanes) as far as they are valid: x[i][v] is vector v of pixel[i]. Each step runs
     // over the whole tile, so that its addresses and branches cost once and the next tile's work can start beneath it.
-    template <int P, int N>
+    // A FORM that is known is that of `fused`, and all channels are valid.
+    template <Form FORM = kUnknownForm, int P, int N>
     KERNEL_INLINE void tile(const int32_t* pixel, int c0, V::F (&x)[P][N]) const {
+        if constexpr (FORM != kUnknownForm) return in_registers<false, FORM>(pixel, c0, N * V::kLanes, x);
         const int count = std::min(N * V::kLanes, e.channels - c0);
         if (!fused.valid) return stepwise(pixel, c0, count, x);
-        count == N * V::kLanes ? in_registers<false>(pixel, c0, count, x) : in_registers<true>(pixel, c0, count, x);
+        count == N * V::kLanes ? in_registers<false, FORM>(pixel, c0, count, x) : in_registers<true, FORM>(pixel, c0, count, x);
     }
 
 private:
-    template <int P, int N>
+    template <Form FORM>
+    static KERNEL_INLINE bool has(Form stage, const void* step) {
+        return FORM == kUnknownForm ? step != nullptr : (FORM & stage) != 0;
+    }
+
+    template <Form FORM, int P, int N>
     static KERNEL_INLINE void affine(V::F (&x)[P][N], const Step& s, int c0) {
-        if (s.scale)
+        if (has<FORM>(kAffine, s.scale))
             unrolled<N>([&](auto v) KERNEL_LAMBDA {
                 const V::F scale = V::load(s.scale + c0 + v * V::kLanes);
                 unrolled<P>([&](auto i) KERNEL_LAMBDA { x[i][v] = V::mul(x[i][v], scale); });
             });
-        if (s.bias)
+        if (has<FORM>(kAffine, s.bias))
             unrolled<N>([&](auto v) KERNEL_LAMBDA {
                 const V::F bias = V::load(s.bias + c0 + v * V::kLanes);
-                unrolled<P>([&](auto i) KERNEL_LAMBDA { x[i][v] = V::add(x[i][v], bias); });
+                unrolled<P>([&](auto i) KERNEL_LAMBDA { x[i][v] = V::add_too(x[i][v], bias); });
             });
     }
 
@@ -162,32 +182,33 @@ private:
     }
 
     // PARTIAL: the last vectors have channels that don't exist.
-    template <bool PARTIAL, int P, int N>
+    template <bool PARTIAL, Form FORM, int P, int N>
     KERNEL_INLINE void in_registers(const int32_t* pixel, int c0, int count, V::F (&x)[P][N]) const {
         const auto load = [&](const float* from, int v) KERNEL_LAMBDA {
             return PARTIAL ? V::load_n(from + v * V::kLanes, std::clamp(count - v * V::kLanes, 0, V::kLanes)) : V::load(from + v * V::kLanes);
         };
         const auto at = [&](const Step& s, int i) KERNEL_LAMBDA { return s.real + int64_t{pixel[i]} * s.pixel_stride + c0; };
-        if (fused.affine) affine(x, *fused.affine, c0);
+        constexpr Form kNever = static_cast<Form>(0);  // in a known form
+        if (has<FORM>(kAffine, fused.affine)) affine<FORM>(x, *fused.affine, c0);
         const auto add = [&](const Step& s) KERNEL_LAMBDA {
             unrolled<P>([&](auto i) KERNEL_LAMBDA {
                 const float* other = at(s, i);
                 unrolled<N>([&](auto v) KERNEL_LAMBDA { x[i][v] = V::add(x[i][v], load(other, v)); });
             });
         };
-        if (fused.add[0]) add(*fused.add[0]);
-        if (fused.add[1]) add(*fused.add[1]);
-        if (fused.after) affine(x, *fused.after, c0);
-        if (fused.clip) {
+        if (has<FORM>(kAdd, fused.add[0])) add(*fused.add[0]);
+        if (has<FORM>(kNever, fused.add[1])) add(*fused.add[1]);
+        if (has<FORM>(kNever, fused.after)) affine<FORM>(x, *fused.after, c0);
+        if (has<FORM>(kNever, fused.clip)) {
             const V::F lo = V::set1(fused.clip->min), hi = V::set1(fused.clip->max);
             unrolled<P>([&](auto i) KERNEL_LAMBDA { unrolled<N>([&](auto v) KERNEL_LAMBDA { x[i][v] = clip(x[i][v], lo, hi); }); });
         }
-        if (fused.prelu)
+        if (has<FORM>(kNever, fused.prelu))
             unrolled<N>([&](auto v) KERNEL_LAMBDA {
                 const V::F slope = V::load(fused.prelu->scale + c0 + v * V::kLanes);
                 unrolled<P>([&](auto i) KERNEL_LAMBDA { x[i][v] = prelu(x[i][v], slope); });
             });
-        if (fused.store)
+        if (has<FORM>(kStore, fused.store))
             unrolled<P>([&](auto i) KERNEL_LAMBDA {
                 float* out = at(*fused.store, i);
                 unrolled<N>([&](auto v) KERNEL_LAMBDA {
@@ -197,22 +218,23 @@ private:
                         V::store(out + v * V::kLanes, x[i][v]);
                 });
             });
-        if (fused.quantize)
+        if (has<FORM>(kNever, fused.quantize))
             unrolled<P>([&](auto i) KERNEL_LAMBDA {
                 unrolled<N>([&](auto v) KERNEL_LAMBDA {
                     const int n = std::clamp(count - v * V::kLanes, 0, V::kLanes);
                     quantize(*fused.quantize, pixel[i], c0 + v * V::kLanes, x[i][v], n);
                 });
             });
-        for (int k = 0; k < fused.signs; ++k) {
+        const int signs = FORM == kUnknownForm ? fused.signs : has<FORM>(kSign, nullptr);
+        for (int k = 0; k < signs; ++k) {
             const Step& s = *fused.sign[k];
-            if (!s.scale && !s.bias) {
+            if (FORM != kUnknownForm || (!s.scale && !s.bias)) {
                 write_signs<PARTIAL>(s, pixel, c0, count, x);
                 continue;
             }
             V::F y[P][N];
             unrolled<P>([&](auto i) KERNEL_LAMBDA { unrolled<N>([&](auto v) KERNEL_LAMBDA { y[i][v] = x[i][v]; }); });
-            affine(y, s, c0);
+            affine<kUnknownForm>(y, s, c0);
             write_signs<PARTIAL>(s, pixel, c0, count, y);
         }
     }
@@ -260,6 +282,20 @@ private:
         }
     }
 };
+
+// f(form) for the forms that residual, dense and plain networks have most; `whole`: all channels of the block are valid.
+template <class F>
+KERNEL_INLINE void with_form(const EpilogueRunner& run, bool whole, F f) {
+    constexpr auto kResidual = static_cast<Form>(kAffine | kAdd | kStore | kSign), kLast = static_cast<Form>(kAffine | kAdd | kStore);
+    constexpr auto kStored = static_cast<Form>(kAffine | kStore), kSigned = static_cast<Form>(kAffine | kSign);
+    switch (static_cast<unsigned>(whole ? run.fused.form() : kUnknownForm)) {
+        case kResidual: return f(std::integral_constant<Form, kResidual>{});
+        case kLast: return f(std::integral_constant<Form, kLast>{});
+        case kStored: return f(std::integral_constant<Form, kStored>{});
+        case kSigned: return f(std::integral_constant<Form, kSigned>{});
+        default: return f(std::integral_constant<Form, kUnknownForm>{});
+    }
+}
 
 // Rows of up to 64 sums, one a pixel, to the epilogue: four pixels at a time, then one.
 template <int N, int P = 4>

@@ -57,6 +57,8 @@ struct BinaryConvArgs {
     const int32_t* border_case;    // of job j; result = base[case][channel] - 2 * popcount(input xor weight)
     int out_channels;
     const Epilogue* epilogue;
+    const char* upcoming = nullptr;  // weights of a layer that runs soon, worth fetching; may be empty
+    int64_t upcoming_bytes = 0;
 };
 
 // Sums of products of bytes and int8 weights. A group is four bytes that follow one another in memory; weights of bytes

@@ -32,6 +32,7 @@ struct V {
         for (int i = 0; i < n; ++i) p[i] = a.v[i];
     }
     static F add(F a, F b) { return map([&](int i) { return a.v[i] + b.v[i]; }); }
+    static F add_too(F a, F b) { return add(a, b); }
     static F mul(F a, F b) { return map([&](int i) { return a.v[i] * b.v[i]; }); }
     static F div(F a, F b) { return map([&](int i) { return a.v[i] / b.v[i]; }); }
     static F max(F a, F b) { return map([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
