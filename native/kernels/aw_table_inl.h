@@ -32,6 +32,21 @@ void weight_gradient(const WeightGradient& a, const Part& part, float* weight_gr
         gradient_with<Floats>(a, part, weight_grad, gain_grad, scratch);
 }
 
+size_t correlate_scratch(const Correlation& a) {
+    if (a.depthwise) return static_cast<size_t>(a.source.plane_bytes() + int64_t{a.taps} * kPixel);
+    return static_cast<size_t>(Cut(a, packing(a)).bytes());
+}
+
+int correlate_samples(const Correlation& a) { return a.depthwise ? 1 : Cut(a, packing(a)).samples; }
+
+int weight_gradient_samples(const WeightGradient& a) { return a.depthwise ? 1 : GradientCut(a, packing(a)).samples; }
+
+size_t weight_gradient_scratch(const WeightGradient& a) {
+    if (a.depthwise)
+        return static_cast<size_t>(a.source.plane_bytes() + (int64_t{a.out_height} * a.out_width + a.taps + 1) * kPixel);
+    return static_cast<size_t>(GradientCut(a, packing(a)).bytes());
+}
+
 template <class Pairs>
 constexpr Kernels table(const char* name, bool (*supported)(), bool dots) {
     return {name, supported, V::kLanes, dots, pack<Pairs>, unpack, correlate_samples, correlate_scratch, correlate<Pairs>,

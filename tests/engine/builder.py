@@ -218,19 +218,33 @@ def pictures(channels: int, height: int = 13, width: int = 10, batch: int = 2, s
     return np.random.default_rng(seed).normal(size=(batch, channels, height, width)).astype(np.float32)
 
 
-def check(program: Program, *inputs: np.ndarray, exact: bool, threads: Sequence[int] = (1, 2)) -> None:
-    """Every instruction set and number of threads against the oracle, and against each other bit for bit by threads."""
+def check(
+    program: Program,
+    *inputs: np.ndarray,
+    exact: bool,
+    threads: Sequence[int] = (1, 2),
+    isas: Sequence[str] | None = None,
+) -> None:
+    """Each instruction set (all that this machine has, or `isas`) and number of threads against the oracle.
+
+    A failure names the set, the number of threads and the run, whether a result is wrong or the engine raises.
+    """
     oracle = reference.run(program, list(inputs))
     data = program.to_bytes()
-    for isa in isa_names():
+    for isa in isa_names() if isas is None else isas:
         for count in threads:
-            model = _core.Model(data, count, isa, grain_ns=0)  # every operator is split, however small
-            for attempt in range(2):  # the second run meets the first one's leftovers in memory
-                for got, want in zip(model.run(list(inputs)), oracle, strict=True):
+            where = f"{isa}, {count} threads"
+            try:
+                model = _core.Model(data, count, isa, grain_ns=0)  # every operator is split, however small
+                for attempt in range(2):  # the second run meets the first one's leftovers in memory
                     where = f"{isa}, {count} threads, run {attempt}"
-                    assert got.shape == want.shape and got.dtype == np.float32, where
-                    if exact:
-                        np.testing.assert_array_equal(got, want, err_msg=where)
-                    else:
-                        scale = float(np.sqrt(np.mean(np.square(want, dtype=np.float64)))) if want.size else 0.0
-                        np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5 * max(scale, 1e-3), err_msg=where)
+                    for got, want in zip(model.run(list(inputs)), oracle, strict=True):
+                        assert got.shape == want.shape and got.dtype == np.float32
+                        if exact:
+                            np.testing.assert_array_equal(got, want)
+                        else:
+                            scale = float(np.sqrt(np.mean(np.square(want, dtype=np.float64)))) if want.size else 0.0
+                            np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5 * max(scale, 1e-3))
+            except Exception as error:
+                error.add_note(f"on {where}")
+                raise

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from leanconv.engine import isa_names
 from leanconv.program import WRITING_STEPS, ProgramError, Step, output_size
 from tests.engine.builder import Builder, check
 
@@ -154,8 +156,21 @@ def programs(draw):
     return b.program(), x
 
 
-@settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(programs())
-def test_random_programs_are_bit_exact(case):
+DRAWN = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+
+
+@pytest.mark.parametrize("isa", isa_names())
+@settings(max_examples=30, **DRAWN)
+@given(case=programs())
+def test_random_programs_are_bit_exact(isa, case):
     program, x = case
-    check(program, x, exact=True)
+    check(program, x, exact=True, isas=[isa])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", isa_names())
+@settings(max_examples=500, **DRAWN)
+@given(case=programs())
+def test_many_random_programs_are_bit_exact(isa, case):
+    program, x = case
+    check(program, x, exact=True, isas=[isa])

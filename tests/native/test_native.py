@@ -1,8 +1,7 @@
-"""Builds the core alone, without Python, with the sanitizers where the compiler has them, and runs its tests."""
+"""The tests of the core alone, with the sanitizers where a compiler has them."""
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import pytest
 
 from leanconv.program import Program, Step
 from tests.engine.builder import Builder
+from tests.native.core_build import build, call, find
 
-ROOT = Path(__file__).resolve().parents[2]
-COMPILERS = [c for c in ("g++", "clang++") if shutil.which(c)]
+COMPILERS = [c for c in ("g++", "clang++") if find(c)]
 
 
 def has_sanitizers(compiler: str, folder: Path) -> bool:
@@ -24,35 +23,11 @@ def has_sanitizers(compiler: str, folder: Path) -> bool:
     return built and subprocess.run([str(folder / "probe")], capture_output=True).returncode == 0
 
 
-def build(compiler: str, folder: Path, *options: str) -> Path:
-    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    configure = [
-        "cmake",
-        *generator,
-        "-S",
-        str(ROOT),
-        "-B",
-        str(folder),
-        f"-DCMAKE_CXX_COMPILER={compiler}",
-        "-DLEANCONV_TESTS=ON",
-    ]
-    for command in ([*configure, *options], ["cmake", "--build", str(folder), "--parallel", "2"]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    return folder / "leanconv_tests"
-
-
-def run(program: Path, *files: Path) -> str:
-    done = subprocess.run([str(program), *map(str, files)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory) -> Path:
     """The test program with the address and undefined-behaviour sanitizers; -O0 builds soonest."""
     folder = tmp_path_factory.mktemp("native")
-    if not shutil.which("cmake") or not COMPILERS:
+    if not find("cmake") or not COMPILERS:
         pytest.skip("needs cmake and a C++ compiler")
     usable = [c for c in COMPILERS if has_sanitizers(c, folder)]
     if not usable:
@@ -67,7 +42,7 @@ def sanitized(tmp_path_factory) -> Path:
 
 
 def test_native_tests_pass(sanitized):
-    out = run(sanitized)
+    out = call(sanitized)
     assert out.count("ok ") >= 12 and "FAILED" not in out
 
 
@@ -108,11 +83,5 @@ def test_networks_and_damaged_files_under_sanitizers(sanitized, tmp_path):
             changed[int(rng.integers(min(len(changed), 4000)))] ^= 1 << int(rng.integers(8))
             broken.append(tmp_path / f"{name}-{i}.lconv")
             broken[-1].write_bytes(changed)
-    out = run(sanitized, *whole, *broken).splitlines()
+    out = call(sanitized, *whole, *broken).splitlines()
     assert [line.endswith(": ran") for line in out] == [True] * len(whole) + [False] * len(broken)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("compiler", COMPILERS)
-def test_compilers_build_without_warnings(compiler, tmp_path):
-    assert "FAILED" not in run(build(compiler, tmp_path / "build", "-DLEANCONV_WERROR=ON"))
