@@ -271,12 +271,20 @@ void Context::pooled(const Stage& s, int begin, int end, int slot) const {
     }
 }
 
+void Context::pooled_sums(const Stage& s, const Unit& u, int slot) const {
+    Int8PoolArgs a = s.int8_pool;
+    a.conv = s.int8[0];
+    a.above = reinterpret_cast<int32_t*>(s.band.band + slot * s.band.slot_floats);
+    kernels_.int8_conv_pooled(a, u.begin, u.end, u.block);
+}
+
 void Context::unit(const Stage& s, const Unit& u, int slot) const {
     switch (s.kind) {
         case StageKind::binary: kernels_.binary_conv(s.binary[static_cast<size_t>(u.part)], u.begin, u.end, u.block); break;
         case StageKind::real: kernels_.real_conv(s.real[static_cast<size_t>(u.part)], u.begin, u.end, u.block); break;
         case StageKind::int8: kernels_.int8_conv(s.int8[0], u.begin, u.end, u.block); break;
         case StageKind::pooled: pooled(s, u.begin, u.end, slot); break;
+        case StageKind::pooled_sums: pooled_sums(s, u, slot); break;
         case StageKind::depthwise: depthwise(s.depthwise, u.begin, u.end); break;
         case StageKind::pool: kernels_.pool(s.pool, u.begin, u.end); break;
         case StageKind::elementwise: kernels_.elementwise(s.elementwise, u.begin, u.end); break;

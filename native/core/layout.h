@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <memory>
 #include <vector>
@@ -220,6 +221,26 @@ protected:
         return stores == 1 && store->value == pool.inputs[0] && places_[static_cast<size_t>(store->value)].readers == 1;
     }
 
+    // A convolution of bytes and a pooling right behind it that can choose among its sums (Int8PoolArgs): the usual window, and
+    // steps between them that never decrease, or never increase, with the sum.
+    bool pools_sums(int index) const {
+        if (!pooled_with_next(index)) return false;
+        const Op& conv = op_at(index);
+        const Op& pool = op_at(index + 1);
+        const Size map = size_of(pool.inputs[0]), out = out_size(pool);
+        if (conv.kind != OpKind::int8_conv || pool.kind != OpKind::max_pool || conv.steps.back().kind != StepKind::store) return false;
+        for (int i = 0; i < 2; ++i)
+            if (pool.kernel[i] != 3 || pool.stride[i] != 2 || pool.padding[i] != 1 || pool.dilation[i] != 1) return false;
+        if (out.height != (map.height + 1) / 2 || out.width != (map.width + 1) / 2) return false;  // without ceil_mode's
+        const auto finite = [](const Aligned<float>& x) { return std::all_of(x.data(), x.data() + x.size(), [](float f) { return std::isfinite(f); }); };
+        for (size_t i = 0; i + 1 < conv.steps.size(); ++i) {
+            const StepKind kind = conv.steps[i].kind;
+            const StepTensors& tensors = packed_at(index).steps[i];
+            if (kind == StepKind::affine ? i > 0 || !finite(tensors.scale) || !finite(tensors.bias) : kind != StepKind::clip) return false;
+        }
+        return true;
+    }
+
     // A pooling that reads what an `elementwise` right before it made by nothing but an affine, if nobody else reads it:
     // the pooling then reads that operator's input and does the affine on the way. Windows must not overlap, or the
     // affine would be done several times.
@@ -253,13 +274,13 @@ protected:
             const Op& pool = op_at(i + 1);
             const int v = pool.inputs[0];
             const Size map = size_of(v);
-            if (place(v).buffer >= 0 || map.pixels() * pool.channels * 4 <= kBandBytes) continue;
+            if (place(v).buffer >= 0 || (!pools_sums(i) && map.pixels() * pool.channels * 4 <= kBandBytes)) continue;
             Place& p = place(v);
             p.banded = true;
             p.pixel_stride = pool.channels;
             p.row_pixels = map.width;
             p.offset = 0;
-            p.buffer = memory_.buffer(slot_bytes(pool) * std::max(1, threads_), i, i + 1);
+            p.buffer = memory_.buffer(slot_bytes(i + 1) * std::max(1, threads_), i, i + 1);
             // what the convolution reads and writes lives until the pooling is done
             for (int in : op_at(i).inputs) outlive(in, i + 1);
             for (const StepSpec& s : op_at(i).steps)
@@ -267,7 +288,10 @@ protected:
         }
     }
 
-    int64_t slot_bytes(const Op& pool) const {
+    // What a thread needs to pool in bands: a few rows, or the maxima of one pooled row.
+    int64_t slot_bytes(int index) const {
+        const Op& pool = op_at(index);
+        if (pools_sums(index - 1)) return int64_t{out_size(pool).width} * kBlock * 4;
         const int64_t rows = std::min<int64_t>(band_rows(pool, band_pool_rows(pool)), size_of(pool.inputs[0]).height);
         return (rows * size_of(pool.inputs[0]).width * pool.channels * 4 + 63) / 64 * 64;
     }

@@ -310,7 +310,8 @@ std::vector<OpProfile> Model::profile(const Call& call, int repeats) const {
     std::vector<std::string> names(ops.size());  // of those that cost time of their own
     for (const Stage& stage : context->stages()) {
         const size_t i = static_cast<size_t>(stage.op);
-        names[i] = stage.kind == StageKind::pooled ? ops[i].name + " + " + ops[i + 1].name : ops[i].name;
+        const bool pooled = stage.kind == StageKind::pooled || stage.kind == StageKind::pooled_sums;
+        names[i] = pooled ? ops[i].name + " + " + ops[i + 1].name : ops[i].name;
     }
     for (size_t i = 0; i < ops.size(); ++i)
         if (!names[i].empty())

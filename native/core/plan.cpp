@@ -134,6 +134,7 @@ private:
     void emit_pool(int index) {
         const Op& op = op_at(index);
         const Size in = size_of(op.inputs[0]), out = out_size(op);
+        if (place(op.inputs[0]).banded && pools_sums(index - 1)) return emit_pooled_sums(index);
         const bool scaled = scaled_by_previous(index);
         const int source = scaled ? op_at(index - 1).inputs[0] : op.inputs[0];
         const bool banded = place(source).banded;  // then the stage of the convolution pools, too
@@ -165,12 +166,34 @@ private:
             s.part_blocks = {1};
             const auto is_store = [](const Step& step) { return step.kind == StepKind::store; };
             const int store = static_cast<int>(std::find_if(s.steps[0].begin(), s.steps[0].end(), is_store) - s.steps[0].begin());
-            s.band = {address<float>(op.inputs[0]), slot_bytes(op) / 4, store, in.height, in.width * op.channels, in.width,
+            s.band = {address<float>(op.inputs[0]), slot_bytes(index) / 4, store, in.height, in.width * op.channels, in.width,
                       band_pool_rows(op)};
         } else {
             add_part(s, out.pixels(), 1);
         }
         s.cost += cost_of(0, 0, elements(op) + static_cast<double>(out.pixels()) * op.channels * a.kernel[0] * a.kernel[1]);
+    }
+
+    // The stage of the convolution chooses its sums and then does what both operators do with them.
+    void emit_pooled_sums(int index) {
+        const Op& op = op_at(index);
+        const Size in = size_of(op.inputs[0]), out = out_size(op);
+        Stage& s = plan_->stages.back();
+        s.kind = StageKind::pooled_sums;
+        std::vector<Step>& steps = s.steps[0];
+        std::vector<int32_t> flip(static_cast<size_t>(padded_channels(op.channels)), 0);
+        if (steps[0].kind == StepKind::affine && steps[0].scale)
+            for (size_t c = 0; c < flip.size(); ++c) flip[c] = steps[0].scale[c] < 0 ? -1 : 0;
+        steps.pop_back();  // the store
+        for (const Step& step : bound_steps(index)) steps.push_back(step);
+        s.epilogues[0].count = static_cast<int>(steps.size());
+        s.int8_pool.height = in.height;
+        s.int8_pool.width = in.width;
+        s.int8_pool.flip = table(std::move(flip));
+        s.band.band = address<float>(op.inputs[0]);
+        s.band.slot_floats = slot_bytes(index) / 4;
+        s.part_jobs = {out.height};
+        s.cost += cost_of(0, 0, elements(op));
     }
 
     void emit_concat(int index) {
@@ -518,14 +541,14 @@ private:
         int64_t total = 0;
         for (size_t p = 0; p < s.part_jobs.size(); ++p) total += int64_t{s.part_jobs[p]} * s.part_blocks[p];
         // the rows that two bands share are computed twice, so bands get fewer, larger units
-        const double wanted =
-            std::min(s.cost / std::max(grain_ns_ / 4, 1.0), threads_ * (s.kind == StageKind::pooled ? 3.0 : 6.0));
+        const bool pooled = s.kind == StageKind::pooled || s.kind == StageKind::pooled_sums;
+        const double wanted = std::min(s.cost / std::max(grain_ns_ / 4, 1.0), threads_ * (pooled ? 2.0 : 6.0));
         const int64_t chunk = std::max<int64_t>(1, static_cast<int64_t>(static_cast<double>(total) / wanted));
         for (int p = 0; p < static_cast<int>(s.part_jobs.size()); ++p) {
             const int jobs = s.part_jobs[static_cast<size_t>(p)];
             int64_t pieces = std::max<int64_t>(1, (jobs + chunk / 2) / chunk);
             int64_t step = (jobs + pieces - 1) / pieces;
-            if (step >= 8) step = (step + 7) / 8 * 8;  // whole tiles
+            if (step >= 8 && !pooled) step = (step + 7) / 8 * 8;  // whole tiles
             for (int b = 0; b < s.part_blocks[static_cast<size_t>(p)]; ++b)
                 for (int64_t begin = 0; begin < jobs; begin += step)
                     s.units.push_back({p, b, static_cast<int>(begin), static_cast<int>(std::min<int64_t>(jobs, begin + step))});

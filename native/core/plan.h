@@ -66,7 +66,7 @@ struct AdaptivePoolArgs {
 
 // A convolution whose map only a pooling reads: a few rows of it at a time, so that the map never leaves the cache.
 struct BandArgs {
-    float* band;           // of slot 0; the part's `store` step writes here
+    float* band;           // of slot 0; the part's `store` step writes here. pooled_sums: its scratch
     int64_t slot_floats;   // from one slot's band to the next one's
     int store;             // index of that step
     int height, row_floats;  // of the convolution's map
@@ -85,7 +85,7 @@ struct Unit {
     int part, block, begin, end;
 };
 
-enum class StageKind : uint8_t { binary, real, int8, pooled, depthwise, pool, elementwise, copy, regroup, flatten, gains, adaptive_pool };
+enum class StageKind : uint8_t { binary, real, int8, pooled, pooled_sums, depthwise, pool, elementwise, copy, regroup, flatten, gains, adaptive_pool };
 
 struct Stage {
     StageKind kind = StageKind::elementwise;
@@ -95,6 +95,7 @@ struct Stage {
     std::vector<BinaryConvArgs> binary;     // one a part
     std::vector<RealConvArgs> real;
     std::vector<Int8ConvArgs> int8;         // at most one
+    Int8PoolArgs int8_pool{};               // pooled_sums: all but `conv` and the thread's scratch
     PoolArgs pool{};
     BandArgs band{};
     ElementwiseArgs elementwise{};

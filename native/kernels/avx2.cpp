@@ -46,10 +46,14 @@ struct V {
     static uint32_t ge0(F a) {
         return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_GE_OQ)));
     }
-    static F sum_of(const int32_t* a, const int32_t* b) {
-        return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a)),
-                                                   _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b))));
-    }
+    using I = __m256i;
+    static I load_int(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+    static void store_int(int32_t* p, I a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
+    static I set1_int(int32_t a) { return _mm256_set1_epi32(a); }
+    static I add_int(I a, I b) { return _mm256_add_epi32(a, b); }
+    static I max_int(I a, I b) { return _mm256_max_epi32(a, b); }
+    static I xor_int(I a, I b) { return _mm256_xor_si256(a, b); }
+    static F to_float(I a) { return _mm256_cvtepi32_ps(a); }
     static F max_or(F x, F y) { return _mm256_max_ps(x, y); }
     static void store_bytes_n(uint8_t* p, F x, int zero, int n) {
         const __m256i whole = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(zero));
@@ -266,6 +270,6 @@ bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 
 extern const Kernels kKernels;
 const Kernels kKernels = {"avx2",      supported, BinaryWeights::nibbles, binary_conv, real_conv, pool,
-                          elementwise, int8_conv_widened};
+                          elementwise, int8_conv_widened, int8_conv_pooled_widened};
 
 }  // namespace leanconv::avx2

@@ -29,12 +29,21 @@ struct V {
         _store_mask32(reinterpret_cast<__mmask32*>(words + 1), _mm512_kunpackw(mask(3), mask(2)));
     }
     static uint32_t ge0(F a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_GE_OQ); }
-    static F sum_of(const int32_t* a, const int32_t* b) {
-        return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_loadu_si512(a), _mm512_loadu_si512(b)));
-    }
+    using I = __m512i;
+    static I load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
+    static void store_int(int32_t* p, I a) { _mm512_storeu_si512(p, a); }
+    static I set1_int(int32_t a) { return _mm512_set1_epi32(a); }
+    static I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
+    static I max_int(I a, I b) { return _mm512_max_epi32(a, b); }
+    static I xor_int(I a, I b) { return _mm512_xor_si512(a, b); }
+    static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
     static F max_or(F x, F y) { return _mm512_max_ps(x, y); }
     static void store_bytes_n(uint8_t* p, F x, int zero, int n) {
-        _mm512_mask_cvtepi32_storeu_epi8(p, first(n), _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero)));
+        const __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero));
+        if (n == kLanes)  // the masked form takes many times as long
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(whole));
+        else
+            _mm512_mask_cvtepi32_storeu_epi8(p, first(n), whole);
     }
 };
 

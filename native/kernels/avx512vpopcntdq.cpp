@@ -69,9 +69,10 @@ constexpr bool kVnni = false;
 constexpr bool kVnni = true;
 #endif
 constexpr auto int8_conv = kVnni ? int8_conv_blocks<VnniTile> : int8_conv_widened;
+constexpr auto int8_conv_pooled = kVnni ? int8_conv_pooled_blocks<VnniTile> : int8_conv_pooled_widened;
 
 extern const Kernels kKernels;
 const Kernels kKernels = {"avx512vpopcntdq", supported, BinaryWeights::words, binary_conv_blocks<PopcountTile, 8, 4>,
-                          real_conv, pool, elementwise, int8_conv};
+                          real_conv, pool, elementwise, int8_conv, int8_conv_pooled};
 
 }  // namespace leanconv::avx512vpopcntdq

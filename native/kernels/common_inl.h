@@ -5,7 +5,8 @@
 // V::F      kLanes floats          V::kLanes   8, 16 or 32
 // V::load / load_n(p, n) / store / store_n, set1, add, mul, min, max, ge0 -> bits; write_signs where that is quicker
 // V::add_too(a, b): a + b, on the multipliers where additions would crowd the adders
-// V::sum_of(a, b): integers a[i] + b[i] as floats     V::max_or(x, y): y where x is NaN
+// V::I      kLanes integers, with load_int / store_int, set1_int, add_int, max_int, xor_int, to_float
+// V::max_or(x, y): y where x is NaN
 // V::store_bytes_n(p, x, zero, n): x rounded to an integer, half to even, plus `zero`
 
 #if LEANCONV_SANITIZE  // checked code that is inlined everywhere takes minutes to build
@@ -221,7 +222,7 @@ private:
         if (has<FORM>(kNever, fused.quantize))
             unrolled<P>([&](auto i) KERNEL_LAMBDA {
                 unrolled<N>([&](auto v) KERNEL_LAMBDA {
-                    const int n = std::clamp(count - v * V::kLanes, 0, V::kLanes);
+                    const int n = PARTIAL ? std::clamp(count - v * V::kLanes, 0, V::kLanes) : V::kLanes;
                     quantize(*fused.quantize, pixel[i], c0 + v * V::kLanes, x[i][v], n);
                 });
             });
@@ -323,9 +324,7 @@ KERNEL_INLINE void finish_row(const EpilogueRunner& run, int32_t pixel, int c0, 
 struct Window {
     int y0, x0, ky0, ky1, kx0, kx1, divisor;
 
-    Window(const PoolArgs& a, int pixel) {
-        y0 = pixel / a.out_width * a.stride[0] - a.padding[0];
-        x0 = pixel % a.out_width * a.stride[1] - a.padding[1];
+    Window(const PoolArgs& a, int y0, int x0) : y0(y0), x0(x0) {
         ky0 = first_inside(y0, a.dilation[0]), ky1 = end_inside(y0, a.height, a.kernel[0], a.dilation[0]);
         kx0 = first_inside(x0, a.dilation[1]), kx1 = end_inside(x0, a.width, a.kernel[1], a.dilation[1]);
         // average: the divisor counts the window inside the padded picture, or inside the picture itself
@@ -365,20 +364,73 @@ KERNEL_INLINE void pool_window(const PoolArgs& a, const Window& w, int c, int n,
         V::store(row + v * V::kLanes, MAX ? sum[v] : V::div(sum[v], V::set1(static_cast<float>(w.divisor))));
 }
 
+// Windows that lie inside the picture: where their taps are, once for all of them.
+struct InnerWindows {
+    static constexpr int kTaps = 64;
+    int64_t offset[kTaps];
+    int64_t taps;
+    int row_end, column_end;        // windows that start in [0, end) of each axis lie inside
+    float share;                    // of a tap, where a product with it equals the quotient; else 0
+
+    explicit InnerWindows(const PoolArgs& a)
+        : taps(int64_t{a.kernel[0]} * a.kernel[1]), row_end(a.height - (a.kernel[0] - 1) * a.dilation[0]),
+          column_end(a.width - (a.kernel[1] - 1) * a.dilation[1]), share(taps & (taps - 1) ? 0 : 1.0f / static_cast<float>(taps)) {
+        if (taps > kTaps) row_end = 0;
+        for (int t = 0; t < (row_end > 0 ? taps : 0); ++t)
+            offset[t] = (int64_t{t / a.kernel[1] * a.dilation[0]} * a.width + t % a.kernel[1] * a.dilation[1]) * a.pixel_stride;
+    }
+    bool contain(int y0, int x0) const { return y0 >= 0 && x0 >= 0 && y0 < row_end && x0 < column_end; }
+};
+
+// One of them, a whole block of channels from c on.
+template <bool MAX, bool SCALED, int N>
+KERNEL_INLINE void pool_inner(const PoolArgs& a, const InnerWindows& inner, const float* first, int c, V::F (&sum)[N]) {
+    V::F scale[N], bias[N];
+    unrolled<N>([&](auto v) KERNEL_LAMBDA {
+        sum[v] = V::set1(MAX ? -std::numeric_limits<float>::infinity() : 0.0f);
+        if constexpr (SCALED) scale[v] = V::load(a.scale + c + v * V::kLanes), bias[v] = V::load(a.bias + c + v * V::kLanes);
+    });
+    for (int t = 0; t < inner.taps; ++t) {
+        const float* at = first + inner.offset[t] + c;
+        unrolled<N>([&](auto v) KERNEL_LAMBDA {
+            V::F x = V::load(at + v * V::kLanes);
+            if constexpr (SCALED) x = V::add(V::mul(x, scale[v]), bias[v]);
+            sum[v] = MAX ? V::max(sum[v], x) : V::add(sum[v], x);
+        });
+    }
+    if constexpr (MAX) return;
+    const V::F share = V::set1(inner.share), taps = V::set1(static_cast<float>(inner.taps));
+    unrolled<N>([&](auto v) KERNEL_LAMBDA { sum[v] = inner.share != 0 ? V::mul(sum[v], share) : V::div(sum[v], taps); });
+}
+
 template <bool MAX, bool SCALED>
 void pool_pixels(const PoolArgs& a, int begin, int end) {
     constexpr int kGroup = 32 / V::kLanes;  // vectors at a time
     const EpilogueRunner run(*a.epilogue);
-    alignas(64) float row[kBlock];
-    for (int p = begin; p < end; ++p) {
-        const Window window(a, p);
-        for (int c0 = 0; c0 < a.channels; c0 += kBlock) {
+    alignas(64) float sums[kBlock];
+    const InnerWindows inner(a);
+    int row = begin / a.out_width, column = begin % a.out_width;
+    for (int p = begin; p < end; ++p, ++column) {
+        if (column == a.out_width) column = 0, ++row;
+        const int y0 = row * a.stride[0] - a.padding[0], x0 = column * a.stride[1] - a.padding[1];
+        int c0 = 0;
+        if (inner.contain(y0, x0)) {
+            const float* first = a.input + (int64_t{y0} * a.width + x0) * a.pixel_stride;
+            for (; c0 + kBlock <= a.channels; c0 += kBlock) {
+                V::F x[1][kBlock / V::kLanes];
+                pool_inner<MAX, SCALED>(a, inner, first, c0, x[0]);
+                run.tile(&p, c0, x);
+            }
+            if (c0 == a.channels) continue;
+        }
+        const Window window(a, y0, x0);
+        for (; c0 < a.channels; c0 += kBlock) {
             const int count = std::min(kBlock, a.channels - c0);
             int c = 0;
-            for (; c + 32 <= count; c += 32) pool_window<kGroup, MAX, SCALED>(a, window, c0 + c, V::kLanes, row + c);
+            for (; c + 32 <= count; c += 32) pool_window<kGroup, MAX, SCALED>(a, window, c0 + c, V::kLanes, sums + c);
             for (; c < count; c += V::kLanes)
-                pool_window<1, MAX, SCALED>(a, window, c0 + c, std::min(V::kLanes, count - c), row + c);
-            finish_row(run, p, c0, count, row);
+                pool_window<1, MAX, SCALED>(a, window, c0 + c, std::min(V::kLanes, count - c), sums + c);
+            finish_row(run, p, c0, count, sums);
         }
     }
 }

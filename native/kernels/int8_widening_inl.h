@@ -52,11 +52,24 @@ KERNEL_NOINLINE void widened_jobs(const Int8ConvArgs& a, int j, int g0, int grou
         widened_tile<P, kAtOnce>(inputs, weights + c * 4, VECTORS * 64, groups, g0 > 0, sums, c);
 }
 
-template <int VECTORS>
-void widened_block(const Int8ConvArgs& a, const EpilogueRunner& run, int begin, int end, int block) {
+// Rows of sums in memory onwards, P at a time, then one.
+template <int N, int P, class Sums>
+KERNEL_INLINE void widened_rows(const int32_t (*rows)[kBlock], const int32_t* base, int j, int jobs, Sums& sums_to) {
+    int i = 0;
+    for (; i + P <= jobs; i += P) {
+        V::I sums[P][N];
+        unrolled<P>([&](auto p) KERNEL_LAMBDA {
+            unrolled<N>([&](auto v) KERNEL_LAMBDA { sums[p][v] = V::add_int(V::load_int(rows[i + p] + v * V::kLanes), V::load_int(base + v * V::kLanes)); });
+        });
+        sums_to(j + i, sums);
+    }
+    if constexpr (P > 1) widened_rows<N, 1>(rows + i, base, j + i, jobs - i, sums_to);
+}
+
+template <int VECTORS, class Sums>
+KERNEL_INLINE void widened_block(const Int8ConvArgs& a, int begin, int end, int block, Sums& sums_to) {
     constexpr int kRow = VECTORS * 64;
     const int8_t* from = a.weights + int64_t{block} * a.groups * kBlock * 4;
-    const int32_t* base = a.base + block * kBlock;
     alignas(64) int16_t weights[kPartGroups * kRow];
     alignas(64) int32_t sums[kPartJobs][kBlock];
     for (int j = begin; j < end; j += kPartJobs) {
@@ -69,7 +82,7 @@ void widened_block(const Int8ConvArgs& a, const EpilogueRunner& run, int begin, 
             for (; i + 2 <= jobs; i += 2) widened_jobs<2, VECTORS>(a, j + i, g0, groups, weights, sums + i);
             if (i < jobs) widened_jobs<1, VECTORS>(a, j + i, g0, groups, weights, sums + i);
         }
-        for (int i = 0; i < jobs; ++i) finish_int8<VECTORS>(run, j + i, block, base, sums[i]);
+        widened_rows<kSumVectors<VECTORS>, Sums::kPixels>(sums, a.base + block * kBlock, j, jobs, sums_to);
     }
 }
 
@@ -78,8 +91,10 @@ template <int P, int VECTORS>
 struct WideningTile {
     static constexpr int kPixels = 1;
 
-    static void run(const Int8ConvArgs& a, int j, const int8_t* w, int32_t (*sums)[kBlock]) {
+    template <int N>
+    static void run(const Int8ConvArgs& a, int j, const int8_t* w, const int32_t* base, V::I (&sums)[P][N]) {
         constexpr int kVectors = 16 / W::kChannels;
+        alignas(64) int32_t row[VECTORS * 16];
         const uint8_t* in = a.input + a.job_offset[j];
         for (int c = 0; c < VECTORS; ++c) {
             const int8_t* at = w + c * 64;
@@ -92,20 +107,25 @@ struct WideningTile {
                 const typename W::I x = W::spread(wide);
                 for (int n = 0; n < kVectors; ++n) acc[n] = W::dot(acc[n], x, W::widen(at + n * W::kChannels * 4));
             }
-            W::template reduce<kVectors>(acc, sums[0] + c * 16, false);
+            W::template reduce<kVectors>(acc, row + c * 16, false);
         }
+        unrolled<N>([&](auto v) KERNEL_LAMBDA { sums[0][v] = V::add_int(V::load_int(row + v * V::kLanes), V::load_int(base + v * V::kLanes)); });
     }
 };
 
 void int8_conv_widened(const Int8ConvArgs& a, int begin, int end, int block) {
     if (end - begin < 4) return int8_conv_blocks<WideningTile>(a, begin, end, block);
     const EpilogueRunner run(*a.epilogue);
-    switch (block_lanes(a.out_channels, block) / 16) {
-        case 1: widened_block<1>(a, run, begin, end, block); break;
-        case 2: widened_block<2>(a, run, begin, end, block); break;
-        case 3: widened_block<3>(a, run, begin, end, block); break;
-        default: widened_block<4>(a, run, begin, end, block); break;
-    }
+    SumsToPixels pixels{run, block};
+    with_vectors(a, block, [&](auto vectors) { widened_block<vectors>(a, begin, end, block, pixels); });
+}
+
+void int8_conv_pooled_widened(const Int8PoolArgs& a, int begin, int end, int block) {
+    with_vectors(a.conv, block, [&](auto vectors) {
+        pooled_rows<vectors>(a, begin, end, block, [&](int j, int row_end, auto& windows) KERNEL_LAMBDA {
+            widened_block<vectors>(a.conv, j, row_end, block, windows);
+        });
+    });
 }
 
 }  // namespace

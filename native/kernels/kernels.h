@@ -74,6 +74,15 @@ struct Int8ConvArgs {
     const Epilogue* epilogue;
 };
 
+// An int8 convolution and the maximum of 3x3 windows (stride 2, padding 1) of what its steps make of it, where these never
+// decrease (or never increase) with the sum, in each channel: then the largest (or smallest) sums are all that is needed.
+struct Int8PoolArgs {
+    Int8ConvArgs conv;             // its jobs: all pixels of the map, row by row. Its epilogue: what becomes of the sums chosen
+    int height, width;             // of the convolution's map; the pooled one has half of each, rounded up
+    const int32_t* flip;           // [out_channels rounded up to 64]: -1 where the smallest sum counts, else 0
+    int32_t* above;                // scratch, [pooled width][64]
+};
+
 struct RealConvArgs {
     const float* input;            // zero-framed (or unpadded) map
     const int32_t* job_offset;     // float offset of job j's first tap
@@ -114,6 +123,7 @@ struct Kernels {
     void (*pool)(const PoolArgs&, int begin, int end);                // output pixels, all channels
     void (*elementwise)(const ElementwiseArgs&, int begin, int end);  // pixels, all channels
     void (*int8_conv)(const Int8ConvArgs&, int begin, int end, int block);
+    void (*int8_conv_pooled)(const Int8PoolArgs&, int begin, int end, int block);  // rows of the pooled map
 };
 
 // Built instruction sets, best first; the portable one is always last.

@@ -43,9 +43,21 @@ struct V {
         for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(a.v[i] >= 0) << i;
         return bits;
     }
-    static F sum_of(const int32_t* a, const int32_t* b) {
-        return map([=](int i) { return static_cast<float>(static_cast<int32_t>(static_cast<uint32_t>(a[i]) + static_cast<uint32_t>(b[i]))); });
+    struct I {
+        int32_t v[kLanes];
+    };
+    template <class Op>
+    static I map_int(Op op) {
+        I r;
+        for (int i = 0; i < kLanes; ++i) r.v[i] = op(i);
+        return r;
     }
+    static I load_int(const int32_t* p) { return map_int([=](int i) { return p[i]; }); }
+    static void store_int(int32_t* p, const I& a) { std::copy(a.v, a.v + kLanes, p); }
+    static I set1_int(int32_t a) { return map_int([=](int) { return a; }); }
+    static I max_int(const I& a, const I& b) { return map_int([&](int i) { return std::max(a.v[i], b.v[i]); }); }
+    static I xor_int(const I& a, const I& b) { return map_int([&](int i) { return a.v[i] ^ b.v[i]; }); }
+    static F to_float(const I& a) { return map([&](int i) { return static_cast<float>(a.v[i]); }); }
     static F max_or(F x, F y) { return map([&](int i) { return x.v[i] > y.v[i] ? x.v[i] : y.v[i]; }); }
     static void store_bytes_n(uint8_t* p, F x, int zero, int n) {
         for (int i = 0; i < n; ++i) p[i] = static_cast<uint8_t>(static_cast<int>(std::nearbyint(x.v[i])) + zero);
@@ -105,14 +117,20 @@ void real_conv(const RealConvArgs& a, int begin, int end, int block) {
 
 template <int P, int VECTORS>
 struct Int8Tile {
-    static constexpr int kPixels = 1;
+    static constexpr int kPixels = 2;
 
-    static void run(const Int8ConvArgs& a, int j, const int8_t* w, int32_t (*sums)[kBlock]) {
-        std::fill(sums[0], sums[0] + VECTORS * 16, 0);
-        for (int g = 0; g < a.groups; ++g, w += VECTORS * 64) {
-            const uint8_t* x = a.input + a.job_offset[j] + a.group_offset[g];
-            for (int c = 0; c < VECTORS * 16; ++c)
-                sums[0][c] += x[0] * w[c * 4] + x[1] * w[c * 4 + 1] + x[2] * w[c * 4 + 2] + x[3] * w[c * 4 + 3];
+    template <int N>
+    static void run(const Int8ConvArgs& a, int j, const int8_t* weights, const int32_t* base, V::I (&sums)[P][N]) {
+        for (int i = 0; i < P; ++i) {
+            uint32_t sum[N * V::kLanes];  // wraps around on its way to a total that fits
+            for (int c = 0; c < N * V::kLanes; ++c) sum[c] = static_cast<uint32_t>(base[c]);
+            const int8_t* w = weights;
+            for (int g = 0; g < a.groups; ++g, w += VECTORS * 64) {
+                const uint8_t* x = a.input + a.job_offset[j + i] + a.group_offset[g];
+                for (int c = 0; c < VECTORS * 16; ++c)
+                    sum[c] += static_cast<uint32_t>(x[0] * w[c * 4] + x[1] * w[c * 4 + 1] + x[2] * w[c * 4 + 2] + x[3] * w[c * 4 + 3]);
+            }
+            for (int v = 0; v < N; ++v) std::memcpy(sums[i][v].v, sum + v * V::kLanes, sizeof(V::I));
         }
     }
 };
@@ -123,6 +141,6 @@ bool supported() { return true; }
 
 extern const Kernels kKernels;
 const Kernels kKernels = {"portable", supported, BinaryWeights::words, binary_conv, real_conv, pool,
-                          elementwise, int8_conv_blocks<Int8Tile>};
+                          elementwise, int8_conv_blocks<Int8Tile>, int8_conv_pooled_blocks<Int8Tile>};
 
 }  // namespace leanconv::portable

@@ -202,6 +202,74 @@ TEST(int8_conv_kernels) {
             }
 }
 
+TEST(int8_conv_with_pooling_kernels) {
+    for (int channels : {1, 16, 17, 40, 64, 100})
+        for (int height : {1, 2, 5, 8})
+            for (int width : {1, 2, 3, 6, 11, 16, 31}) {
+                const int groups = 3, jobs = height * width, out_height = (height + 1) / 2, out_width = (width + 1) / 2;
+                const int padded = block_count(channels) * kBlock;
+                const auto input = filled<uint8_t>(static_cast<size_t>(groups * 5 + jobs * 3 + 4), random_bits);
+                const auto scale = filled<float>(static_cast<size_t>(padded), random_float);
+                const auto bias = filled<float>(static_cast<size_t>(padded), random_float);
+                std::vector<int32_t> job_offset, group_offset, base, flip;
+                for (int j = 0; j < jobs; ++j) job_offset.push_back(j * 3);
+                for (int g = 0; g < groups; ++g) group_offset.push_back(g * 5);
+                for (int c = 0; c < padded; ++c) {
+                    base.push_back(c * 1000 - 7);
+                    flip.push_back(scale[static_cast<size_t>(c)] < 0 ? -1 : 0);
+                }
+                std::vector<int8_t> weights(static_cast<size_t>(all_lanes(channels) * groups * 4));
+                const auto weight = [&](int c, int k) -> int8_t& {
+                    const int block = c / kBlock, lanes = block_lanes(channels, block);
+                    return weights[static_cast<size_t>(block * groups * kBlock * 4 + (k / 4 * lanes + c % kBlock) * 4 + k % 4)];
+                };
+                for (int c = 0; c < channels; ++c)
+                    for (int k = 0; k < groups * 4; ++k) weight(c, k) = static_cast<int8_t>(random_bits());
+                std::vector<float> want(static_cast<size_t>(out_height * out_width * channels), -std::numeric_limits<float>::infinity());
+                for (int j = 0; j < jobs; ++j)
+                    for (int c = 0; c < channels; ++c) {
+                        int sum = base[static_cast<size_t>(c)];
+                        for (int k = 0; k < groups * 4; ++k)
+                            sum += weight(c, k) * input[static_cast<size_t>(job_offset[static_cast<size_t>(j)] + group_offset[static_cast<size_t>(k / 4)] + k % 4)];
+                        float x = static_cast<float>(sum) * scale[static_cast<size_t>(c)];
+                        x += bias[static_cast<size_t>(c)];
+                        const int y = j / width, column = j % width;
+                        for (int py = y / 2; py <= std::min((y + 1) / 2, out_height - 1); ++py)
+                            for (int px = column / 2; px <= std::min((column + 1) / 2, out_width - 1); ++px) {
+                                float& best = want[static_cast<size_t>((py * out_width + px) * channels + c)];
+                                best = std::max(best, x);
+                            }
+                    }
+                each_isa([&](const Kernels& kernels) {
+                    std::vector<float> out(want.size() + 8, kGuard);
+                    std::vector<Step> steps(2);
+                    steps[0].kind = StepKind::affine;
+                    steps[0].scale = scale.data();
+                    steps[0].bias = bias.data();
+                    steps[1].kind = StepKind::store;
+                    steps[1].real = out.data();
+                    steps[1].pixel_stride = channels;
+                    const Epilogue epilogue{steps.data(), 2, channels};
+                    std::vector<int32_t> above(static_cast<size_t>(out_width * kBlock + 8), 99);
+                    Int8PoolArgs a{};
+                    a.conv = {input.data(), job_offset.data(), group_offset.data(), groups, weights.data(), base.data(), channels, &epilogue};
+                    a.height = height;
+                    a.width = width;
+                    a.flip = flip.data();
+                    a.above = above.data();
+                    for (int b = 0; b < block_count(channels); ++b) {
+                        kernels.int8_conv_pooled(a, out_height / 2, out_height, b);
+                        kernels.int8_conv_pooled(a, 0, out_height / 2, b);
+                    }
+                    const bool same = std::equal(want.begin(), want.end(), out.begin());
+                    if (!same) std::cerr << kernels.name << " channels " << channels << " map " << height << "x" << width << "\n";
+                    CHECK(same);
+                    CHECK(std::all_of(out.end() - 8, out.end(), [](float x) { return x == kGuard; }));
+                    CHECK(std::all_of(above.end() - 8, above.end(), [](int32_t x) { return x == 99; }));
+                });
+            }
+}
+
 TEST(elementwise_signs_write_whole_words_and_no_more) {
     for (int channels : {1, 31, 32, 33, 64, 70, 96, 97, 130}) {
         const int words = (channels + 31) / 32, pixels = 5;
@@ -306,4 +374,59 @@ TEST(pooling_scales_what_it_reads) {
                     }
             });
         }
+}
+
+TEST(pooling_inside_and_at_the_edges) {
+    struct Shape {
+        int kernel[2], stride[2], padding[2], dilation[2];
+    };
+    constexpr int kHeight = 11, kWidth = 13;
+    for (int channels : {20, 64, 70, 128})
+        for (const Shape& s : {Shape{{2, 2}, {2, 2}, {0, 0}, {1, 1}}, Shape{{3, 3}, {2, 2}, {1, 1}, {1, 1}}, Shape{{3, 2}, {1, 3}, {1, 0}, {2, 4}},
+                               Shape{{9, 9}, {2, 2}, {4, 3}, {1, 1}}})
+            for (PoolKind kind : {PoolKind::max, PoolKind::avg}) {
+                const int stride = channels + 5;
+                const auto input = filled<float>(static_cast<size_t>(kHeight * kWidth * stride), random_float);
+                const auto size = [&](int axis, int in) { return (in + 2 * s.padding[axis] - (s.kernel[axis] - 1) * s.dilation[axis] - 1) / s.stride[axis] + 1; };
+                const int out_height = size(0, kHeight), out_width = size(1, kWidth);
+                each_isa([&](const Kernels& kernels) {
+                    std::vector<float> out(static_cast<size_t>(out_height * out_width * channels + 8), kGuard);
+                    Step store;
+                    store.kind = StepKind::store;
+                    store.real = out.data();
+                    store.pixel_stride = channels;
+                    const Epilogue epilogue{&store, 1, channels};
+                    PoolArgs a{kind, input.data(), stride, kHeight, kWidth, channels, out_width, {}, {}, {}, {}, false, nullptr, nullptr, &epilogue};
+                    for (int i = 0; i < 2; ++i) {
+                        a.kernel[i] = s.kernel[i];
+                        a.stride[i] = s.stride[i];
+                        a.padding[i] = s.padding[i];
+                        a.dilation[i] = s.dilation[i];
+                    }
+                    const int pixels = out_height * out_width;
+                    kernels.pool(a, 0, pixels / 3);
+                    kernels.pool(a, pixels / 3, pixels);
+                    bool same = true;
+                    for (int p = 0; p < pixels; ++p)
+                        for (int c = 0; c < channels; ++c) {
+                            float best = -std::numeric_limits<float>::infinity(), sum = 0;
+                            int taps = 0;
+                            for (int ky = 0; ky < s.kernel[0]; ++ky)
+                                for (int kx = 0; kx < s.kernel[1]; ++kx) {
+                                    const int y = p / out_width * s.stride[0] - s.padding[0] + ky * s.dilation[0];
+                                    const int x = p % out_width * s.stride[1] - s.padding[1] + kx * s.dilation[1];
+                                    if (y < 0 || y >= kHeight || x < 0 || x >= kWidth) continue;
+                                    const float v = input[static_cast<size_t>((y * kWidth + x) * stride + c)];
+                                    best = std::max(best, v);
+                                    sum += v;
+                                    ++taps;
+                                }
+                            const float want = kind == PoolKind::max ? best : sum / static_cast<float>(taps);
+                            same = same && out[static_cast<size_t>(p * channels + c)] == want;
+                        }
+                    if (!same) std::cerr << kernels.name << " channels " << channels << " kernel " << s.kernel[0] << "\n";
+                    CHECK(same);
+                    CHECK(std::all_of(out.end() - 8, out.end(), [](float x) { return x == kGuard; }));
+                });
+            }
 }

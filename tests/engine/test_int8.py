@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from leanconv import engine
+from leanconv import _core, engine
 from leanconv.engine import reference
 from leanconv.program import Program, ProgramError, Step
 from tests.engine.builder import Builder, check, pictures
@@ -108,6 +108,74 @@ def test_stem_with_pooling(size, out):
     b.output(steps[0].value)
     b.output(b.binary_conv(steps[1].value, 8))
     check(b.program(), bytes_of(3, *size), exact=True)
+
+
+SMALL = (20, 21)
+
+
+def pooled_stem(out: int, steps, **pool) -> Builder:
+    """A stem of int8 with `steps` of its own, a pooling that stores and takes signs, a binary convolution."""
+    b = Builder(3, seed=out)
+    b.byte_input([124, 116, 104])
+    map_ = b.int8_conv(b.input, out, (5, 5), [*steps(b), b.store(out)], stride=(2, 2), padding=(2, 2, 2, 2))
+    after = [b.store(out), b.sign(out)]
+    b.max_pool(map_, steps=after, **pool)
+    b.output(after[0].value)
+    b.output(b.binary_conv(after[1].value, 8))
+    return b
+
+
+def scaled(out: int, *rest: Step, wild: bool = False):
+    """An affine whose scales have both signs (and, `wild`, an infinite one), then the rest."""
+
+    def steps(b: Builder) -> list[Step]:
+        scale = np.resize(np.float32([2.0**-7, -(2.0**-9), 0.0, 1.0, -3.0]), out)
+        if wild:
+            scale[0] = np.inf
+        return [Step("affine", scale=b.tensor(scale), bias=b.tensor(np.arange(out, dtype=np.float32) - 9)), *rest]
+
+    return steps
+
+
+@pytest.mark.parametrize("out", [20, 64, 100])
+@pytest.mark.parametrize("size", [(1, 1), (9, 8), (22, 37), (65, 71)])
+@pytest.mark.parametrize(
+    "rest", [(), (Step("clip", min=0.0),), (Step("clip", min=-7.5, max=6.0),)], ids=["plain", "relu", "clip"]
+)
+def test_sums_are_pooled_before_steps_that_keep_or_reverse_their_order(out, size, rest):
+    check(pooled_stem(out, scaled(out, *rest), padding=(1, 1)).program(), bytes_of(3, *size), exact=True)
+
+
+def fused(b: Builder) -> bool:
+    """Bands are for large maps; sums are pooled in maps of any size."""
+    profile = _core.Model(b.program().to_bytes(), 1, "").profile([bytes_of(3, *SMALL)], 1)
+    return "int8_conv0 + max_pool1" in [row["name"] for row in profile]
+
+
+def test_which_stems_are_pooled_with_their_convolution():
+    assert fused(pooled_stem(24, scaled(24), padding=(1, 1)))
+    assert fused(pooled_stem(24, lambda b: [], padding=(1, 1)))
+    others = [
+        pooled_stem(24, scaled(24, wild=True), padding=(1, 1)),
+        pooled_stem(24, lambda b: [b.prelu(24)], padding=(1, 1)),
+        pooled_stem(24, lambda b: [*scaled(24)(b), *scaled(24)(b)], padding=(1, 1)),
+        pooled_stem(24, scaled(24), kernel=(2, 2), padding=(0, 0)),
+        pooled_stem(24, scaled(24), stride=(1, 2), padding=(1, 1)),
+        pooled_stem(24, scaled(24), padding=(0, 0)),
+    ]
+    for b in others:
+        assert not fused(b)
+        check(b.program(), bytes_of(3, *SMALL), exact=True)
+
+
+def test_pooled_sums_of_several_threads():
+    b = pooled_stem(100, scaled(100), padding=(1, 1))
+    x = bytes_of(3, 75, 61, batch=1)
+    want = reference.run(b.program(), [x])
+    for threads in (2, 3, 7):
+        got = _core.Model(b.program().to_bytes(), threads, "", grain_ns=0).run([x])
+        for one, other in zip(got, want, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_two_readers_of_one_map_with_different_padding():
