@@ -139,6 +139,7 @@ Context::Context(std::shared_ptr<const Plan> plan, const Kernels& kernels)
         for (size_t i = 0; i < s.steps.size(); ++i) {
             for (Step& step : s.steps[i]) {
                 bind(step.real);
+                bind(step.bf16);
                 bind(step.bits);
                 bind(step.bytes);
             }
@@ -167,7 +168,9 @@ Context::Context(std::shared_ptr<const Plan> plan, const Kernels& kernels)
         if (!s.epilogues.empty()) s.pool.epilogue = s.elementwise.epilogue = &s.epilogues.back();
         bind(s.band.band);
         bind(s.pool.input);
+        bind(s.pool.bf16);
         bind(s.elementwise.input);
+        bind(s.elementwise.bf16);
         bind(s.depthwise.input);
         bind(s.depthwise.output);
         bind(s.copy.from.data);
@@ -243,7 +246,7 @@ void Context::store(int output, float* to) const {
 // band needs again move to its front.
 void Context::pooled(const Stage& s, int begin, int end, int slot) const {
     const BandArgs& b = s.band;
-    float* const band = b.band + slot * b.slot_floats;
+    char* const band = b.band + slot * b.slot_bytes;
     PoolArgs pool = s.pool;
     std::array<Step, 8> steps;
     std::copy(s.steps[0].begin(), s.steps[0].end(), steps.begin());
@@ -259,11 +262,14 @@ void Context::pooled(const Stage& s, int begin, int end, int slot) const {
         const int last = std::min(b.height, (stop - 1) * pool.stride[0] - pool.padding[0] + (pool.kernel[0] - 1) * pool.dilation[0] + 1);
         const int fresh = row == begin ? first : std::max(first, kept);
         if (fresh > first)
-            std::memmove(band, band + int64_t{first - front} * b.row_floats, sizeof(float) * static_cast<size_t>(fresh - first) * b.row_floats);
+            std::memmove(band, band + (first - front) * b.row_bytes, static_cast<size_t>((fresh - first) * b.row_bytes));
         // the band stands for the whole map: row `first` lies at its start
-        float* const map = reinterpret_cast<float*>(reinterpret_cast<uintptr_t>(band) - sizeof(float) * static_cast<uintptr_t>(first) * b.row_floats);
-        steps[static_cast<size_t>(b.store)].real = map;
-        pool.input = map;
+        const uintptr_t map = reinterpret_cast<uintptr_t>(band) - static_cast<uintptr_t>(first * b.row_bytes);
+        Step& store = steps[static_cast<size_t>(b.store)];
+        if (pool.bf16)
+            pool.bf16 = store.bf16 = reinterpret_cast<Bf16*>(map);
+        else
+            pool.input = store.real = reinterpret_cast<float*>(map);
         s.int8.empty() ? convolve(kernels_.real_conv, s.real[0], fresh, last) : convolve(kernels_.int8_conv, s.int8[0], fresh, last);
         kernels_.pool(pool, row * pool.out_width, stop * pool.out_width);
         kept = last;
@@ -274,7 +280,7 @@ void Context::pooled(const Stage& s, int begin, int end, int slot) const {
 void Context::pooled_sums(const Stage& s, const Unit& u, int slot) const {
     Int8PoolArgs a = s.int8_pool;
     a.conv = s.int8[0];
-    a.above = reinterpret_cast<int32_t*>(s.band.band + slot * s.band.slot_floats);
+    a.above = reinterpret_cast<int32_t*>(s.band.band + slot * s.band.slot_bytes);
     kernels_.int8_conv_pooled(a, u.begin, u.end, u.block);
 }
 

@@ -65,7 +65,7 @@ struct Place {
     int readers = 0;
     int buffer = -1;           // of the memory planner
     int64_t offset = 0;        // bytes from the buffer's start
-    int pixel_stride = 0;      // floats (real) or words (bits)
+    int pixel_stride = 0;      // numbers (real) or words (bits)
     int row_pixels = 0;        // pixels between rows, frame included
     Frame frame;               // bits
     int framed_for = -1;       // an input that is converted straight into the frame of this (its only) reader
@@ -97,6 +97,7 @@ protected:
 
     Size size_of(int value) const { return plan_->sizes[static_cast<size_t>(value)]; }
     const Value& value(int v) const { return program_.values[static_cast<size_t>(v)]; }
+    int64_t row_bytes(int v) const { return int64_t{size_of(v).width} * value(v).channels * value(v).real_bytes(); }
     Place& place(int v) { return places_[static_cast<size_t>(v)]; }
     const Op& op_at(int i) const { return program_.ops[static_cast<size_t>(i)]; }
     const PackedOp& packed_at(int i) const { return packed_[static_cast<size_t>(i)]; }
@@ -222,13 +223,14 @@ protected:
     }
 
     // A convolution of bytes and a pooling right behind it that can choose among its sums (Int8PoolArgs): the usual window, and
-    // steps between them that never decrease, or never increase, with the sum.
+    // steps between them that never decrease, or never increase, with the sum, and no rounding.
     bool pools_sums(int index) const {
         if (!pooled_with_next(index)) return false;
         const Op& conv = op_at(index);
         const Op& pool = op_at(index + 1);
         const Size map = size_of(pool.inputs[0]), out = out_size(pool);
         if (conv.kind != OpKind::int8_conv || pool.kind != OpKind::max_pool || conv.steps.back().kind != StepKind::store) return false;
+        if (value(pool.inputs[0]).bf16) return false;
         for (int i = 0; i < 2; ++i)
             if (pool.kernel[i] != 3 || pool.stride[i] != 2 || pool.padding[i] != 1 || pool.dilation[i] != 1) return false;
         if (out.height != (map.height + 1) / 2 || out.width != (map.width + 1) / 2) return false;  // without ceil_mode's
@@ -243,7 +245,7 @@ protected:
 
     // A pooling that reads what an `elementwise` right before it made by nothing but an affine, if nobody else reads it:
     // the pooling then reads that operator's input and does the affine on the way. Windows must not overlap, or the
-    // affine would be done several times.
+    // affine would be done several times, and nothing may be rounded between.
     bool scaled_by_previous(int index) const {
         if (index < 1 || index >= static_cast<int>(program_.ops.size())) return false;
         const Op& pool = op_at(index);
@@ -253,7 +255,7 @@ protected:
         if (affine.kind != OpKind::elementwise || affine.steps.size() != 2) return false;
         const StepSpec &first = affine.steps[0], &store = affine.steps[1];
         return first.kind == StepKind::affine && first.scale && first.bias && store.kind == StepKind::store &&
-               store.value == pool.inputs[0] && places_[static_cast<size_t>(store.value)].readers == 1;
+               store.value == pool.inputs[0] && !value(store.value).bf16 && places_[static_cast<size_t>(store.value)].readers == 1;
     }
 
     static int64_t band_rows(const Op& pool, int pool_rows) {
@@ -261,10 +263,8 @@ protected:
     }
 
     int band_pool_rows(const Op& pool) const {
-        const Size map = size_of(pool.inputs[0]);
-        const int64_t row_bytes = int64_t{map.width} * pool.channels * 4;
         int rows = 1;
-        while (rows < out_size(pool).height && band_rows(pool, rows + 1) * row_bytes <= kBandBytes) ++rows;
+        while (rows < out_size(pool).height && band_rows(pool, rows + 1) * row_bytes(pool.inputs[0]) <= kBandBytes) ++rows;
         return rows;
     }
 
@@ -274,7 +274,7 @@ protected:
             const Op& pool = op_at(i + 1);
             const int v = pool.inputs[0];
             const Size map = size_of(v);
-            if (place(v).buffer >= 0 || (!pools_sums(i) && map.pixels() * pool.channels * 4 <= kBandBytes)) continue;
+            if (place(v).buffer >= 0 || (!pools_sums(i) && map.height * row_bytes(v) <= kBandBytes)) continue;
             Place& p = place(v);
             p.banded = true;
             p.pixel_stride = pool.channels;
@@ -293,7 +293,7 @@ protected:
         const Op& pool = op_at(index);
         if (pools_sums(index - 1)) return int64_t{out_size(pool).width} * kBlock * 4;
         const int64_t rows = std::min<int64_t>(band_rows(pool, band_pool_rows(pool)), size_of(pool.inputs[0]).height);
-        return (rows * size_of(pool.inputs[0]).width * pool.channels * 4 + 63) / 64 * 64;
+        return (rows * row_bytes(pool.inputs[0]) + 63) / 64 * 64;
     }
 
     void outlive(int v, int op) {
@@ -307,7 +307,7 @@ protected:
         p.pixel_stride = value(v).channels;
         p.row_pixels = size_of(v).width;
         p.offset = 0;
-        p.buffer = memory_.buffer(size_of(v).pixels() * value(v).channels * 4, p.first, p.last);
+        p.buffer = memory_.buffer(size_of(v).height * row_bytes(v), p.first, p.last);
     }
 
     // A value that dies in an operator may give its memory to what the operator stores, if each number is read before
@@ -316,7 +316,7 @@ protected:
         const Op& op = op_at(index);
         const auto fits = [&](int v) {
             const Place& p = place(v);
-            return p.last == index && p.buffer >= 0 && !p.joined && !p.banded && p.framed_for < 0 && size_of(v) == size_of(store.value) &&
+            return p.last == index && p.buffer >= 0 && !p.joined && !p.banded && p.framed_for < 0 && size_of(v) == size_of(store.value) && value(v).bf16 == value(store.value).bf16 &&
                    std::find(donated_.begin(), donated_.end(), v) == donated_.end();
         };
         const auto read_later = [&](int v) {
@@ -430,6 +430,7 @@ protected:
         for (auto& steps : stage.steps)
             for (Step& s : steps) {
                 relocate(s.real);
+                relocate(s.bf16);
                 relocate(s.bits);
                 relocate(s.bytes);
             }
@@ -441,7 +442,9 @@ protected:
         }
         relocate(stage.band.band);
         relocate(stage.pool.input);
+        relocate(stage.pool.bf16);
         relocate(stage.elementwise.input);
+        relocate(stage.elementwise.bf16);
         relocate(stage.depthwise.input);
         relocate(stage.depthwise.output);
         relocate(stage.adaptive.from.data);

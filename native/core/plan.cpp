@@ -80,7 +80,7 @@ private:
                 s.min = -static_cast<float>(value(spec.value).zero[0]);
                 s.max = s.min + 255;
             } else if (spec.value >= 0) {
-                s.real = address<float>(spec.value);
+                real_address(spec.value, s.real, s.bf16);
                 s.pixel_stride = size_of(spec.value) == out ? place(spec.value).pixel_stride : 0;
             }
             steps.push_back(s);
@@ -106,8 +106,10 @@ private:
             case OpKind::avg_pool:
             case OpKind::global_avg_pool: emit_pool(index); break;
             case OpKind::elementwise: {
-                const MapRef in = map(op.inputs[0]);
-                emit_elementwise(index, in.data, in.pixel_stride);
+                const int v = op.inputs[0];
+                ElementwiseArgs a{nullptr, place(v).pixel_stride, op.channels, nullptr};
+                real_address(v, a.input, a.bf16);
+                emit_elementwise(index, a);
                 break;
             }
             case OpKind::concat: emit_concat(index); break;
@@ -122,10 +124,19 @@ private:
         }
     }
 
-    void emit_elementwise(int index, float* input, int pixel_stride) {
+    // The address of a real map, in the one of two pointers that its type asks for.
+    template <class Float, class Half>
+    void real_address(int v, Float*& real, Half*& bf16) {
+        if (value(v).bf16)
+            bf16 = address<Bf16>(v);
+        else
+            real = address<float>(v);
+    }
+
+    void emit_elementwise(int index, const ElementwiseArgs& args) {
         const Op& op = op_at(index);
         Stage& s = stage(StageKind::elementwise, index);
-        s.elementwise = {input, pixel_stride, op.channels, nullptr};
+        s.elementwise = args;
         add_epilogue(s, bound_steps(index), op.channels);
         add_part(s, out_size(op).pixels(), 1);
         s.cost = cost_of(0, 0, elements(op));
@@ -141,7 +152,7 @@ private:
         Stage& s = banded ? plan_->stages.back() : stage(StageKind::pool, index);
         PoolArgs& a = s.pool;
         a.kind = op.kind == OpKind::max_pool ? PoolKind::max : PoolKind::avg;
-        a.input = address<float>(source);
+        real_address(source, a.input, a.bf16);
         a.pixel_stride = place(source).pixel_stride;
         if (scaled) {
             a.scale = packed_at(index - 1).steps[0].scale.data();
@@ -166,7 +177,7 @@ private:
             s.part_blocks = {1};
             const auto is_store = [](const Step& step) { return step.kind == StepKind::store; };
             const int store = static_cast<int>(std::find_if(s.steps[0].begin(), s.steps[0].end(), is_store) - s.steps[0].begin());
-            s.band = {address<float>(op.inputs[0]), slot_bytes(index) / 4, store, in.height, in.width * op.channels, in.width,
+            s.band = {address<char>(op.inputs[0]), slot_bytes(index), store, in.height, row_bytes(op.inputs[0]), in.width,
                       band_pool_rows(op)};
         } else {
             add_part(s, out.pixels(), 1);
@@ -190,8 +201,8 @@ private:
         s.int8_pool.height = in.height;
         s.int8_pool.width = in.width;
         s.int8_pool.flip = table(std::move(flip));
-        s.band.band = address<float>(op.inputs[0]);
-        s.band.slot_floats = slot_bytes(index) / 4;
+        s.band.band = address<char>(op.inputs[0]);
+        s.band.slot_bytes = slot_bytes(index);
         s.part_jobs = {out.height};
         s.cost += cost_of(0, 0, elements(op));
     }
@@ -260,7 +271,7 @@ private:
                 add_part(s, static_cast<int64_t>(rows.output.size()) * columns.output.size(), block_count(out_channels));
             }
         }
-        if (target) emit_elementwise(index, target, op.channels);
+        if (target) emit_elementwise(index, {target, op.channels, op.channels, nullptr});
     }
 
     void tables_of(BinaryConvArgs& a, const Op& op, const PackedOp& packed, const Phase& phase, const Axis& rows,
@@ -378,7 +389,7 @@ private:
                 add_part(s, out.pixels(), block_count(out_channels));
             }
         }
-        if (target) emit_elementwise(index, target, op.channels);
+        if (target) emit_elementwise(index, {target, op.channels, op.channels, nullptr});
     }
 
     void emit_int8(int index) {
@@ -446,7 +457,7 @@ private:
         s.adaptive = {map(op.inputs[0]), in.height, in.width, op.channels, out.height, out.width, target};
         s.cost = cost_of(0, 0, static_cast<double>(in.pixels()) * op.channels);
         add_part(s, out.pixels(), 1);
-        emit_elementwise(index, target, op.channels);
+        emit_elementwise(index, {target, op.channels, op.channels, nullptr});
     }
 
     // A convolution with padding reads a copy of its input with zeros around it; one whose windows wrap around reads a

@@ -66,10 +66,11 @@ struct AdaptivePoolArgs {
 
 // A convolution whose map only a pooling reads: a few rows of it at a time, so that the map never leaves the cache.
 struct BandArgs {
-    float* band;           // of slot 0; the part's `store` step writes here. pooled_sums: its scratch
-    int64_t slot_floats;   // from one slot's band to the next one's
+    char* band;            // of slot 0; the part's `store` step writes here, floats or Bf16. pooled_sums: its scratch
+    int64_t slot_bytes;    // from one slot's band to the next one's
     int store;             // index of that step
-    int height, row_floats;  // of the convolution's map
+    int height;            // of the convolution's map
+    int64_t row_bytes;
     int width;
     int pool_rows;         // at a time
 };

@@ -144,8 +144,8 @@ private:
             const bool bytes = kind && kind->is(Json::Type::string) && kind->string == "bytes";
             const Fields v = bytes ? Fields(item, where, {"type", "channels", "zero"}) : Fields(item, where, {"type", "channels"});
             const std::string& type = v.string("type");
-            if (type != "real" && type != "bits" && !bytes) v.stop("has the unknown type '", type, "'");
-            p_.values.push_back({type == "bits", v.integer("channels", 1, kMaxChannels), bytes});
+            if (type != "real" && type != "bits" && type != "bf16" && !bytes) v.stop("has the unknown type '", type, "'");
+            p_.values.push_back({type == "bits", v.integer("channels", 1, kMaxChannels), bytes, type == "bf16"});
             if (bytes) zero_points(v, p_.values.back());
         }
         written_.assign(p_.values.size(), false);
@@ -170,7 +170,7 @@ private:
             port.width = i.integer_or_null("width", 1, kMaxSide, 0);
             port.dims = i.integer("dims", 2, 4);
             const Value& v = p_.values[static_cast<size_t>(port.value)];
-            if (v.bits || v.channels != port.channels || (v.bytes && port.dims != 4)) i.stop("does not fit its value");
+            if (v.bits || v.bf16 || v.channels != port.channels || (v.bytes && port.dims != 4)) i.stop("does not fit its value");
             for (const Port& other : p_.inputs)
                 if (other.name == port.name) i.stop("has the name of another input");
             // what a shape does not say is 1
@@ -192,7 +192,7 @@ private:
             port.dims = o.integer("dims", 2, 4);
             port.channels = p_.values[static_cast<size_t>(port.value)].channels;
             const Value& v = p_.values[static_cast<size_t>(port.value)];
-            if (v.bits || v.bytes) o.stop("is a map of ", v.bits ? "signs" : "bytes", "; only real maps can be outputs");
+            if (v.bits || v.bytes || v.bf16) o.stop("is a map of ", v.bits ? "signs" : v.bytes ? "bytes" : "bf16", "; only real maps can be outputs");
             if (!written_[static_cast<size_t>(port.value)]) o.stop("is never written");
             for (const Port& other : p_.outputs)
                 if (other.name == port.name) o.stop("has the name of another output");
@@ -242,6 +242,7 @@ private:
             op.inputs.push_back(value_number(f, item, "inputs"));
             const Value& v = read_value(f, op.inputs.back());
             const bool bytes = op.kind == OpKind::int8_conv;
+            if (v.bf16 && !op.reads_bf16()) f.stop("cannot read value ", op.inputs.back(), ", which is stored in bf16");
             if (v.bits != binary || v.bytes != bytes) f.stop("takes ", binary ? "bits" : bytes ? "bytes" : "real maps", " only");
         }
         const size_t inputs = op.kind == OpKind::gated_conv ? 2 : 1;
@@ -324,7 +325,7 @@ private:
             if (f.null("output")) f.stop("has no output");
             op.output = value_number(f, "output");
             const Value& out = p_.values[static_cast<size_t>(op.output)];
-            if (out.bits || out.bytes || out.channels != op.channels) f.stop("makes ", op.channels, " real channels, its output says otherwise");
+            if (out.bits || out.bytes || out.bf16 || out.channels != op.channels) f.stop("makes ", op.channels, " real channels, its output says otherwise");
             write(f, op.output);
             if (!f.array("steps").empty()) f.stop("cannot have steps");
         } else {

@@ -25,8 +25,10 @@ struct Value {
     bool bits = false;
     int channels = 0;
     bool bytes = false;
+    bool bf16 = false;               // a real map stored in 16 bits
     std::vector<uint8_t> zero = {};  // bytes: the one that stands for 0, of all channels or of each
 
+    int64_t real_bytes() const { return bf16 ? 2 : 4; }
     uint8_t zero_of(int channel) const { return zero[zero.size() == 1 ? 0 : static_cast<size_t>(channel)]; }
 };
 
@@ -64,6 +66,10 @@ struct Op {
     bool ceil_mode = false, count_include_pad = false;
     int height = 1, width = 1;  // flatten, adaptive_avg_pool
 
+    // Whether it reads real maps of bf16 as they are.
+    bool reads_bf16() const {
+        return kind == OpKind::elementwise || kind == OpKind::max_pool || kind == OpKind::avg_pool || kind == OpKind::global_avg_pool;
+    }
     bool real_conv() const { return kind == OpKind::conv || kind == OpKind::gated_conv || kind == OpKind::windowed_conv; }
     // How many channels the last windows reach beyond the input's last one, where they go on with the first.
     int wrapped_channels() const {

@@ -34,6 +34,32 @@ struct V {
         else
             _mm256_maskstore_ps(p, first(n), a);
     }
+    static F widen(__m128i halves) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16)); }
+    static F load(const Bf16* p) { return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+    static F load_n(const Bf16* p, int n) {
+        alignas(16) Bf16 halves[kLanes] = {};
+        std::memcpy(halves, p, sizeof(Bf16) * static_cast<size_t>(n));
+        return load(halves);
+    }
+    // Adds just below half of what is cut, one more where the last bit that stays is 1; NaN becomes the quiet one of its sign.
+    static __m128i narrow(F a) {
+        const __m256i bits = _mm256_castps_si256(a);
+        const __m256i last = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+        const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), last);
+        const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+        const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+        const __m256i exponent = _mm256_and_si256(bits, _mm256_set1_epi32(0x7f800000));
+        const __m256i tiny = _mm256_cmpeq_epi32(exponent, _mm256_setzero_si256());
+        const __m256i zero = _mm256_and_si256(bits, _mm256_set1_epi32(INT32_MIN));
+        const __m256i halves = _mm256_srli_epi32(_mm256_blendv_epi8(_mm256_blendv_epi8(sum, quiet, nan), zero, tiny), 16);
+        return _mm_packus_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+    }
+    static void store(Bf16* p, F a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow(a)); }
+    static void store_n(Bf16* p, F a, int n) {
+        alignas(16) Bf16 halves[kLanes];
+        store(halves, a);
+        std::memcpy(p, halves, sizeof(Bf16) * static_cast<size_t>(n));
+    }
     static F add(F a, F b) { return _mm256_add_ps(a, b); }
     static F add_too(F a, F b) { return add(a, b); }
     static F mul(F a, F b) { return _mm256_mul_ps(a, b); }

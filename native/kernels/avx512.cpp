@@ -17,6 +17,11 @@
 #include "kernels.h"
 
 namespace leanconv::avx512 {
+namespace {
+
+constexpr bool has_bf16() { return false; }
+
+}  // namespace
 
 #include "avx512_inl.h"
 #include "avx512_carry_save.h"

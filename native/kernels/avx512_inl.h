@@ -1,5 +1,6 @@
 // What both AVX-512 sets share: the vector type, the loops over channel blocks and jobs, and the float convolution.
-// Included inside the namespace of each set (see common_inl.h for why).
+// Included inside the namespace of each set (see common_inl.h for why), which has defined has_bf16(): whether the
+// processor rounds to bf16 by one instruction.
 
 namespace {
 
@@ -12,6 +13,33 @@ struct V {
     static F load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
     static void store(float* p, F a) { _mm512_storeu_ps(p, a); }
     static void store_n(float* p, F a, int n) { _mm512_mask_storeu_ps(p, first(n), a); }
+    static F widen(__m256i halves) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16)); }
+    static F load(const Bf16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+    static F load_n(const Bf16* p, int n) { return widen(_mm256_maskz_loadu_epi16(first(n), p)); }
+    // Adds just below half of what is cut, one more where the last bit that stays is 1; NaN becomes the quiet one of its sign.
+    static __m256i narrow(F a) {
+        const __m512i bits = _mm512_castps_si512(a);
+        __m512i sum = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+        sum = _mm512_mask_add_epi32(sum, _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000)), sum, _mm512_set1_epi32(1));
+        sum = _mm512_mask_or_epi32(sum, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), bits, _mm512_set1_epi32(0x400000));
+        sum = _mm512_mask_and_epi32(sum, _mm512_testn_epi32_mask(bits, _mm512_set1_epi32(0x7f800000)), bits, _mm512_set1_epi32(INT32_MIN));
+        return _mm512_cvtepi32_epi16(_mm512_srli_epi32(sum, 16));
+    }
+    static void store(Bf16* p, F a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(a)); }
+    static void store_n(Bf16* p, F a, int n) { _mm256_mask_storeu_epi16(p, first(n), narrow(a)); }
+    // The same by the instruction, where has_bf16(). Written out: this file is also compiled for processors without it.
+    struct Rounded {
+        Bf16* at;
+        Rounded operator+(int64_t n) const { return {at + n}; }
+    };
+    static bool has_rounded() { return has_bf16(); }
+    static __m256i rounded(F a) {
+        __m256i halves;
+        asm("vcvtneps2bf16 %1, %0" : "=v"(halves) : "v"(a));
+        return halves;
+    }
+    static void store(Rounded p, F a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p.at), rounded(a)); }
+    static void store_n(Rounded p, F a, int n) { _mm256_mask_storeu_epi16(p.at, first(n), rounded(a)); }
     static F add(F a, F b) { return _mm512_add_ps(a, b); }
     static F add_too(F a, F b) { return _mm512_fmadd_ps(a, _mm512_set1_ps(1.0f), b); }
     static F mul(F a, F b) { return _mm512_mul_ps(a, b); }

@@ -16,6 +16,12 @@
 #include "kernels.h"
 
 namespace leanconv::avx512vpopcntdq {
+namespace {
+
+const bool kHasBf16 = __builtin_cpu_supports("avx512bf16");
+inline bool has_bf16() { return kHasBf16; }
+
+}  // namespace
 
 #include "avx512_inl.h"
 #include "avx512_int8.h"

@@ -3,13 +3,14 @@
 // no symbol is shared between files that are compiled with different flags.
 //
 // V::F      kLanes floats          V::kLanes   8, 16 or 32
-// V::load / load_n(p, n) / store / store_n, set1, add, mul, min, max, ge0 -> bits; write_signs where that is quicker
+// V::load / load_n(p, n) / store / store_n of float* and Bf16*, set1, add, mul, min, max, ge0 -> bits; write_signs where
+// that is quicker
 // V::add_too(a, b): a + b, on the multipliers where additions would crowd the adders
 // V::I      kLanes integers, with load_int / store_int, set1_int, add_int, max_int, xor_int, to_float
 // V::max_or(x, y): y where x is NaN
 // V::store_bytes_n(p, x, zero, n): x rounded to an integer, half to even, plus `zero`
 
-#if LEANCONV_SANITIZE  // checked code that is inlined everywhere takes minutes to build
+#if LEANCONV_SANITIZE || LEANCONV_PORTABLE  // checked code, and loops in the place of vectors, take minutes to build where all is inlined
 #define KERNEL_INLINE inline
 #define KERNEL_LAMBDA
 #else
@@ -58,7 +59,7 @@ inline void write_bits(uint32_t* words, uint64_t bits, int valid) {
 
 // Which stages an epilogue has. Code that knows them needs no branches and no pointers that are empty: in a layer with a
 // short reduction that is worth a tenth. `unknown` asks for every stage as it comes.
-enum Form : unsigned { kUnknownForm = 0, kAffine = 1, kAdd = 2, kStore = 4, kSign = 8 };
+enum Form : unsigned { kUnknownForm = 0, kAffine = 1, kAdd = 2, kStore = 4, kSign = 8, kHalves = 16 };
 
 // The common form of an epilogue, in this order: affine, up to two adds, affine, clip or prelu, then a store and signs.
 // It runs in registers; anything else goes step by step through a row of 64 floats.
@@ -107,8 +108,9 @@ struct FusedEpilogue {
     Form form() const {
         const bool simple = valid && !add[1] && !after && !clip && !prelu && !quantize && signs <= 1 &&
                             !(affine && !(affine->scale && affine->bias)) && !(signs && (sign[0]->scale || sign[0]->bias));
-        return simple ? static_cast<Form>((affine ? kAffine : 0u) | (add[0] ? kAdd : 0u) | (store ? kStore : 0u) | (signs ? kSign : 0u))
-                      : kUnknownForm;
+        const bool halves = (add[0] ? add[0]->bf16 : store ? store->bf16 : nullptr) != nullptr;  // the maps are Bf16
+        if (!simple || (store && halves != (store->bf16 != nullptr))) return kUnknownForm;
+        return static_cast<Form>((affine ? kAffine : 0u) | (add[0] ? kAdd : 0u) | (store ? kStore : 0u) | (signs ? kSign : 0u) | (halves ? kHalves : 0u));
     }
 
 private:
@@ -176,6 +178,14 @@ private:
         });
     }
 
+    // Through V::Rounded, where the instruction set has it and the processor can.
+    template <class Vector, class Store>
+    static KERNEL_INLINE void store_halves(Bf16* map, Store store) {
+        if constexpr (requires { typename Vector::Rounded; })
+            if (Vector::has_rounded()) return store(typename Vector::Rounded{map});
+        store(map);
+    }
+
     // n channels from c on.
     static KERNEL_INLINE void quantize(const Step& s, int32_t p, int c, V::F x, int n) {
         x = V::min(V::set1(s.max), V::max_or(V::mul(x, V::set1(s.factor)), V::set1(s.min)));
@@ -185,17 +195,20 @@ private:
     // PARTIAL: the last vectors have channels that don't exist.
     template <bool PARTIAL, Form FORM, int P, int N>
     KERNEL_INLINE void in_registers(const int32_t* pixel, int c0, int count, V::F (&x)[P][N]) const {
-        const auto load = [&](const float* from, int v) KERNEL_LAMBDA {
+        const auto load = [&](const auto* from, int v) KERNEL_LAMBDA {
             return PARTIAL ? V::load_n(from + v * V::kLanes, std::clamp(count - v * V::kLanes, 0, V::kLanes)) : V::load(from + v * V::kLanes);
         };
-        const auto at = [&](const Step& s, int i) KERNEL_LAMBDA { return s.real + int64_t{pixel[i]} * s.pixel_stride + c0; };
         constexpr Form kNever = static_cast<Form>(0);  // in a known form
+        const auto halves = [&](const Step& s) KERNEL_LAMBDA { return FORM == kUnknownForm ? s.bf16 != nullptr : (FORM & kHalves) != 0; };
         if (has<FORM>(kAffine, fused.affine)) affine<FORM>(x, *fused.affine, c0);
-        const auto add = [&](const Step& s) KERNEL_LAMBDA {
+        const auto add_map = [&](const auto* map, int64_t stride) KERNEL_LAMBDA {
             unrolled<P>([&](auto i) KERNEL_LAMBDA {
-                const float* other = at(s, i);
+                const auto* other = map + pixel[i] * stride + c0;
                 unrolled<N>([&](auto v) KERNEL_LAMBDA { x[i][v] = V::add(x[i][v], load(other, v)); });
             });
+        };
+        const auto add = [&](const Step& s) KERNEL_LAMBDA {
+            halves(s) ? add_map(s.bf16, s.pixel_stride) : add_map(s.real, s.pixel_stride);
         };
         if (has<FORM>(kAdd, fused.add[0])) add(*fused.add[0]);
         if (has<FORM>(kNever, fused.add[1])) add(*fused.add[1]);
@@ -209,9 +222,10 @@ private:
                 const V::F slope = V::load(fused.prelu->scale + c0 + v * V::kLanes);
                 unrolled<P>([&](auto i) KERNEL_LAMBDA { x[i][v] = prelu(x[i][v], slope); });
             });
-        if (has<FORM>(kStore, fused.store))
+        const auto store_map = [&](auto map) KERNEL_LAMBDA {
+            const int64_t stride = fused.store->pixel_stride;
             unrolled<P>([&](auto i) KERNEL_LAMBDA {
-                float* out = at(*fused.store, i);
+                const auto out = map + (pixel[i] * stride + c0);
                 unrolled<N>([&](auto v) KERNEL_LAMBDA {
                     if constexpr (PARTIAL)
                         V::store_n(out + v * V::kLanes, x[i][v], std::clamp(count - v * V::kLanes, 0, V::kLanes));
@@ -219,6 +233,9 @@ private:
                         V::store(out + v * V::kLanes, x[i][v]);
                 });
             });
+        };
+        if (has<FORM>(kStore, fused.store))
+            halves(*fused.store) ? store_halves<V>(fused.store->bf16, store_map) : store_map(fused.store->real);
         if (has<FORM>(kNever, fused.quantize))
             unrolled<P>([&](auto i) KERNEL_LAMBDA {
                 unrolled<N>([&](auto v) KERNEL_LAMBDA {
@@ -251,7 +268,8 @@ private:
         const int vectors = (count + V::kLanes - 1) / V::kLanes;
         for (int i = 0; i < e.count; ++i) {
             const Step& s = e.steps[i];
-            const float* other = s.real ? s.real + int64_t{p} * s.pixel_stride + c0 : nullptr;
+            const int64_t at = int64_t{p} * s.pixel_stride + c0;
+            const auto load = [&](int c, int n) { return s.bf16 ? V::load_n(s.bf16 + at + c, n) : V::load_n(s.real + at + c, n); };
             uint64_t bits = 0;
             for (int v = 0; v < vectors; ++v) {
                 const int c = v * V::kLanes;
@@ -267,12 +285,14 @@ private:
                             continue;  // x itself goes on unchanged
                         }
                         break;
-                    case StepKind::add: x = V::add(x, V::load_n(other + c, n)); break;
-                    case StepKind::mul: x = V::mul(x, V::load_n(other + c, n)); break;
+                    case StepKind::add: x = V::add(x, load(c, n)); break;
+                    case StepKind::mul: x = V::mul(x, load(c, n)); break;
                     case StepKind::clip: x = clip(x, V::set1(s.min), V::set1(s.max)); break;
                     case StepKind::prelu: x = prelu(x, V::load(s.scale + c0 + c)); break;
                     case StepKind::quantize: quantize(s, p, c0 + c, x, n); continue;
-                    case StepKind::store: V::store_n(s.real + int64_t{p} * s.pixel_stride + c0 + c, x, n); continue;
+                    case StepKind::store:
+                        s.bf16 ? V::store_n(s.bf16 + at + c, x, n) : V::store_n(s.real + at + c, x, n);
+                        continue;
                     default:
                         for (int k = 0; k < V::kLanes; ++k) row[c + k] = transcendental(s.kind, row[c + k]);
                         continue;
@@ -291,6 +311,7 @@ KERNEL_INLINE void with_form(const EpilogueRunner& run, bool whole, F f) {
     constexpr auto kStored = static_cast<Form>(kAffine | kStore), kSigned = static_cast<Form>(kAffine | kSign);
     switch (static_cast<unsigned>(whole ? run.fused.form() : kUnknownForm)) {
         case kResidual: return f(std::integral_constant<Form, kResidual>{});
+        case kResidual | kHalves: return f(std::integral_constant<Form, static_cast<Form>(kResidual | kHalves)>{});
         case kLast: return f(std::integral_constant<Form, kLast>{});
         case kStored: return f(std::integral_constant<Form, kStored>{});
         case kSigned: return f(std::integral_constant<Form, kSigned>{});
@@ -341,18 +362,18 @@ private:
 };
 
 // VECTORS vectors of channels [c, ...) of one window; `n` valid lanes in the last. SCALED: every tap through the affine.
-template <int VECTORS, bool MAX, bool SCALED>
-KERNEL_INLINE void pool_window(const PoolArgs& a, const Window& w, int c, int n, float* row) {
+template <int VECTORS, bool MAX, bool SCALED, class T>
+KERNEL_INLINE void pool_window(const PoolArgs& a, const T* map, const Window& w, int c, int n, float* row) {
     V::F sum[VECTORS], scale[VECTORS], bias[VECTORS];
     for (int v = 0; v < VECTORS; ++v) {
         sum[v] = V::set1(MAX ? -std::numeric_limits<float>::infinity() : 0.0f);
         if constexpr (SCALED) scale[v] = V::load(a.scale + c + v * V::kLanes), bias[v] = V::load(a.bias + c + v * V::kLanes);
     }
-    const float* input = a.input + c;
+    const T* input = map + c;
     for (int ky = w.ky0; ky < w.ky1; ++ky) {
         const int64_t y = w.y0 + ky * a.dilation[0];
         for (int kx = w.kx0; kx < w.kx1; ++kx) {
-            const float* at = input + (y * a.width + w.x0 + kx * a.dilation[1]) * a.pixel_stride;
+            const T* at = input + (y * a.width + w.x0 + kx * a.dilation[1]) * a.pixel_stride;
             for (int v = 0; v < VECTORS; ++v) {
                 V::F x = v + 1 < VECTORS || n == V::kLanes ? V::load(at + v * V::kLanes) : V::load_n(at + v * V::kLanes, n);
                 if constexpr (SCALED) x = V::add(V::mul(x, scale[v]), bias[v]);
@@ -383,15 +404,15 @@ struct InnerWindows {
 };
 
 // One of them, a whole block of channels from c on.
-template <bool MAX, bool SCALED, int N>
-KERNEL_INLINE void pool_inner(const PoolArgs& a, const InnerWindows& inner, const float* first, int c, V::F (&sum)[N]) {
+template <bool MAX, bool SCALED, class T, int N>
+KERNEL_INLINE void pool_inner(const PoolArgs& a, const InnerWindows& inner, const T* first, int c, V::F (&sum)[N]) {
     V::F scale[N], bias[N];
     unrolled<N>([&](auto v) KERNEL_LAMBDA {
         sum[v] = V::set1(MAX ? -std::numeric_limits<float>::infinity() : 0.0f);
         if constexpr (SCALED) scale[v] = V::load(a.scale + c + v * V::kLanes), bias[v] = V::load(a.bias + c + v * V::kLanes);
     });
     for (int t = 0; t < inner.taps; ++t) {
-        const float* at = first + inner.offset[t] + c;
+        const T* at = first + inner.offset[t] + c;
         unrolled<N>([&](auto v) KERNEL_LAMBDA {
             V::F x = V::load(at + v * V::kLanes);
             if constexpr (SCALED) x = V::add(V::mul(x, scale[v]), bias[v]);
@@ -403,8 +424,8 @@ KERNEL_INLINE void pool_inner(const PoolArgs& a, const InnerWindows& inner, cons
     unrolled<N>([&](auto v) KERNEL_LAMBDA { sum[v] = inner.share != 0 ? V::mul(sum[v], share) : V::div(sum[v], taps); });
 }
 
-template <bool MAX, bool SCALED>
-void pool_pixels(const PoolArgs& a, int begin, int end) {
+template <bool MAX, bool SCALED, class T>
+void pool_pixels(const PoolArgs& a, const T* map, int begin, int end) {
     constexpr int kGroup = 32 / V::kLanes;  // vectors at a time
     const EpilogueRunner run(*a.epilogue);
     alignas(64) float sums[kBlock];
@@ -415,7 +436,7 @@ void pool_pixels(const PoolArgs& a, int begin, int end) {
         const int y0 = row * a.stride[0] - a.padding[0], x0 = column * a.stride[1] - a.padding[1];
         int c0 = 0;
         if (inner.contain(y0, x0)) {
-            const float* first = a.input + (int64_t{y0} * a.width + x0) * a.pixel_stride;
+            const T* first = map + (int64_t{y0} * a.width + x0) * a.pixel_stride;
             for (; c0 + kBlock <= a.channels; c0 += kBlock) {
                 V::F x[1][kBlock / V::kLanes];
                 pool_inner<MAX, SCALED>(a, inner, first, c0, x[0]);
@@ -427,35 +448,40 @@ void pool_pixels(const PoolArgs& a, int begin, int end) {
         for (; c0 < a.channels; c0 += kBlock) {
             const int count = std::min(kBlock, a.channels - c0);
             int c = 0;
-            for (; c + 32 <= count; c += 32) pool_window<kGroup, MAX, SCALED>(a, window, c0 + c, V::kLanes, sums + c);
+            for (; c + 32 <= count; c += 32) pool_window<kGroup, MAX, SCALED>(a, map, window, c0 + c, V::kLanes, sums + c);
             for (; c < count; c += V::kLanes)
-                pool_window<1, MAX, SCALED>(a, window, c0 + c, std::min(V::kLanes, count - c), sums + c);
+                pool_window<1, MAX, SCALED>(a, map, window, c0 + c, std::min(V::kLanes, count - c), sums + c);
             finish_row(run, p, c0, count, sums);
         }
     }
 }
 
-void pool(const PoolArgs& a, int begin, int end) {
+template <class T>
+void pool_map(const PoolArgs& a, const T* map, int begin, int end) {
     if (a.scale)
-        a.kind == PoolKind::max ? pool_pixels<true, true>(a, begin, end) : pool_pixels<false, true>(a, begin, end);
+        a.kind == PoolKind::max ? pool_pixels<true, true>(a, map, begin, end) : pool_pixels<false, true>(a, map, begin, end);
     else
-        a.kind == PoolKind::max ? pool_pixels<true, false>(a, begin, end) : pool_pixels<false, false>(a, begin, end);
+        a.kind == PoolKind::max ? pool_pixels<true, false>(a, map, begin, end) : pool_pixels<false, false>(a, map, begin, end);
+}
+
+void pool(const PoolArgs& a, int begin, int end) {
+    a.bf16 ? pool_map(a, a.bf16, begin, end) : pool_map(a, a.input, begin, end);
 }
 
 // Signs alone, of a map in memory: PIXELS at a time, so that their scales and biases are loaded once.
-template <int PIXELS>
-int sign_pixels(const ElementwiseArgs& a, int begin, int end) {
+template <int PIXELS, class T>
+int sign_pixels(const ElementwiseArgs& a, const T* map, int begin, int end) {
     constexpr int kVectors = 32 / V::kLanes;
     alignas(64) static constexpr std::array<float, 32> kOnes = filled(1.0f), kZeros = filled(-0.0f);  // x + -0.0 is x, for 0.0 too
     int p = begin;
     for (; p + PIXELS <= end; p += PIXELS)
         for (int c = 0; c < a.channels; c += 32) {
-            const float* at = a.input + int64_t{p} * a.pixel_stride + c;
+            const T* at = map + int64_t{p} * a.pixel_stride + c;
             const int valid = std::min(32, a.channels - c);
             V::F x[PIXELS][kVectors];
             for (int i = 0; i < PIXELS; ++i)
                 for (int v = 0; v < kVectors; ++v) {
-                    const float* from = at + int64_t{i} * a.pixel_stride + v * V::kLanes;
+                    const T* from = at + int64_t{i} * a.pixel_stride + v * V::kLanes;
                     x[i][v] = valid == 32 ? V::load(from) : V::load_n(from, std::clamp(valid - v * V::kLanes, 0, V::kLanes));
                 }
             for (int k = 0; k < a.epilogue->count; ++k) {
@@ -471,7 +497,7 @@ int sign_pixels(const ElementwiseArgs& a, int begin, int end) {
                     s.bits[s.bit_offset[p + i] + c / 32] = valid == 32 ? bits[i] : bits[i] & ((uint32_t{1} << valid) - 1);
             }
         }
-    if constexpr (PIXELS > 1) p = sign_pixels<1>(a, p, end);
+    if constexpr (PIXELS > 1) p = sign_pixels<1>(a, map, p, end);
     return p;
 }
 
@@ -480,15 +506,15 @@ bool only_signs(const Epilogue& e) {
 }
 
 // P pixels at a time, 64 channels of each; the rest of a pixel's channels go through a row.
-template <int P>
-void elementwise_pixels(const ElementwiseArgs& a, const EpilogueRunner& run, int begin, int end) {
+template <int P, class T>
+void elementwise_pixels(const ElementwiseArgs& a, const T* map, const EpilogueRunner& run, int begin, int end) {
     constexpr int kVectors = kBlock / V::kLanes / 2;  // half a block: four pixels of it fit the registers
     constexpr int kChannels = kVectors * V::kLanes;
     int p = begin;
     for (; p + P <= end; p += P) {
         int32_t pixel[P];
-        const float* at[P];
-        for (int i = 0; i < P; ++i) pixel[i] = p + i, at[i] = a.input + int64_t{p + i} * a.pixel_stride;
+        const T* at[P];
+        for (int i = 0; i < P; ++i) pixel[i] = p + i, at[i] = map + int64_t{p + i} * a.pixel_stride;
         int c = 0;
         for (; c + kChannels <= a.channels; c += kChannels) {
             V::F x[P][kVectors];
@@ -505,16 +531,21 @@ void elementwise_pixels(const ElementwiseArgs& a, const EpilogueRunner& run, int
             }
         }
     }
-    if constexpr (P > 1) elementwise_pixels<1>(a, run, p, end);
+    if constexpr (P > 1) elementwise_pixels<1>(a, map, run, p, end);
 }
 
-void elementwise(const ElementwiseArgs& a, int begin, int end) {
+template <class T>
+void elementwise_map(const ElementwiseArgs& a, const T* map, int begin, int end) {
     if (only_signs(*a.epilogue)) {
-        sign_pixels<4>(a, begin, end);
+        sign_pixels<4>(a, map, begin, end);
         return;
     }
     const EpilogueRunner run(*a.epilogue);
-    elementwise_pixels<4>(a, run, begin, end);
+    elementwise_pixels<4>(a, map, run, begin, end);
+}
+
+void elementwise(const ElementwiseArgs& a, int begin, int end) {
+    a.bf16 ? elementwise_map(a, a.bf16, begin, end) : elementwise_map(a, a.input, begin, end);
 }
 
 inline int32_t pixel_of(const int32_t* table, int job) { return table ? table[job] : job; }

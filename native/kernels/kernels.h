@@ -1,6 +1,6 @@
 // What an instruction set offers: one table of functions on raw pointers. No allocation, no threads, no Python.
 //
-// Layouts. Real maps: NHWC float, `pixel_stride` floats between pixels, never framed. Bit maps: NHWC uint32 words,
+// Layouts. Real maps: NHWC float or Bf16, `pixel_stride` numbers between pixels, never framed. Bit maps: NHWC uint32 words,
 // (channels + 31) / 32 words a pixel, channel c is bit c % 32 of word c / 32, inside a frame of zero words (= -1) wide
 // enough for every reader's padding; unused high bits of the last word are 0. Pixels are numbered y * width + x.
 // Output channels come in blocks of 64; the last block has lanes(rest) = rest rounded up to 16.
@@ -18,6 +18,12 @@ constexpr int block_lanes(int out_channels, int block) {
 }
 constexpr int block_count(int channels) { return (channels + kBlock - 1) / kBlock; }
 
+// The upper half of a float. What is written is rounded to the nearest, ties to even; NaN stays NaN, denormal numbers become
+// zeros of their sign: what x86's instruction does.
+struct Bf16 {
+    uint16_t bits;
+};
+
 enum class StepKind : uint8_t { affine, add, mul, clip, prelu, sigmoid, silu, hard_sigmoid, hard_swish, store, sign, quantize };
 
 // One step of docs/format.md with its addresses. Per-channel arrays are padded to a multiple of 64 floats.
@@ -27,7 +33,8 @@ struct Step {
     const float* bias = nullptr;        // affine, sign: may be null
     float min = 0, max = 0;             // clip (infinities where open)
     float* real = nullptr;              // add, mul: read; store: written
-    int32_t pixel_stride = 0;           // of `real`; 0 = a 1x1 map, broadcast
+    Bf16* bf16 = nullptr;               // in the place of `real`
+    int32_t pixel_stride = 0;           // of `real` or `bf16`; 0 = a 1x1 map, broadcast
     uint32_t* bits = nullptr;           // sign: word of pixel p, channel c: bits[bit_offset[p] + c / 32]
     const int32_t* bit_offset = nullptr;  // quantize: bytes[bit_offset[p] + c]
     uint8_t* bytes = nullptr;           // quantize: round(x * factor) between `min` and `max`, plus -min
@@ -106,12 +113,14 @@ struct PoolArgs {
     bool count_include_pad;
     const float *scale, *bias;     // both or neither (null): every number read becomes x * scale + bias
     const Epilogue* epilogue;
+    const Bf16* bf16 = nullptr;    // in the place of `input`
 };
 
 struct ElementwiseArgs {
     const float* input;
     int pixel_stride, channels;
     const Epilogue* epilogue;
+    const Bf16* bf16 = nullptr;    // in the place of `input`
 };
 
 struct Kernels {

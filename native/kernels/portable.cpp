@@ -1,6 +1,7 @@
 // Plain C++: the path that is always there, and the one that the others are read against.
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -30,6 +31,19 @@ struct V {
     static void store(float* p, F a) { store_n(p, a, kLanes); }
     static void store_n(float* p, F a, int n) {
         for (int i = 0; i < n; ++i) p[i] = a.v[i];
+    }
+    static F load(const Bf16* p) { return load_n(p, kLanes); }
+    static F load_n(const Bf16* p, int n) {
+        return map([=](int i) { return i < n ? std::bit_cast<float>(static_cast<uint32_t>(p[i].bits) << 16) : 0.0f; });
+    }
+    static void store(Bf16* p, F a) { store_n(p, a, kLanes); }
+    static void store_n(Bf16* p, F a, int n) {
+        for (int i = 0; i < n; ++i) {
+            const uint32_t bits = std::bit_cast<uint32_t>(a.v[i]);
+            const bool tiny = (bits & 0x7f800000u) == 0;  // zero or denormal
+            const uint32_t rounded = tiny ? bits & 0x80000000u : a.v[i] != a.v[i] ? bits | 0x400000u : bits + 0x7fffu + (bits >> 16 & 1);
+            p[i].bits = static_cast<uint16_t>(rounded >> 16);
+        }
     }
     static F add(F a, F b) { return map([&](int i) { return a.v[i] + b.v[i]; }); }
     static F add_too(F a, F b) { return add(a, b); }
@@ -66,6 +80,7 @@ struct V {
 
 }  // namespace
 
+#define LEANCONV_PORTABLE 1
 #include "common_inl.h"
 #include "int8_conv_inl.h"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -47,11 +47,17 @@ class Network:
         return torch.from_numpy(normalize(smooth_pictures(count, height, width, channels), self.rules))
 
     def compile(
-        self, size: int | None = None, *, verify: bool = True, calibration: np.ndarray | None = None
+        self,
+        size: int | None = None,
+        *,
+        verify: bool = True,
+        calibration: np.ndarray | None = None,
+        real_maps: Literal["fp32", "bf16"] = "fp32",
     ) -> tuple[Program, Verification | None]:
         """The packed program with preprocessing, classes and provenance, and what verifying it against torch found.
 
-        With `calibration` (uint8 pictures N,H,W,C) the real-valued layers are quantised to int8.
+        With `calibration` (uint8 pictures N,H,W,C) the real-valued layers are quantised to int8; `real_maps` "bf16"
+        then stores the maps between them in 16 bits.
 
         Raises CompileError.
         """
@@ -68,6 +74,7 @@ class Network:
             provenance=provenance,
             verify=verify,
             real_layers="fp32" if calibration is None else "int8",
+            real_maps=real_maps,
             calibration=calibration,
         )
 

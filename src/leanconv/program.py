@@ -36,6 +36,7 @@ OP_KINDS = (
     "adaptive_avg_pool",
     "int8_conv",
 )
+BF16_READERS = ("elementwise", "max_pool", "avg_pool", "global_avg_pool")  # operators; the steps add and mul do, too
 STEP_KINDS = (
     "affine",
     "add",
@@ -59,12 +60,12 @@ class ProgramError(ValueError):
 
 @dataclass
 class Value:
-    """One map that operators exchange: `real` (float32), `bits` (signs) or `bytes` (uint8).
+    """One map that operators exchange: `real` (float32), `bf16` (real, but stored so), `bits` (signs), `bytes` (uint8).
 
     `zero`, of bytes only: the byte that stands for 0, one for all channels or one for each.
     """
 
-    type: Literal["real", "bits", "bytes"]
+    type: Literal["real", "bf16", "bits", "bytes"]
     channels: int
     zero: list[int] | None = None
 
@@ -245,6 +246,21 @@ def unpack_bits(packed: np.ndarray, channels: int) -> np.ndarray:
     """The inverse of :func:`pack_bits`: int8 +-1, last axis cut to `channels`."""
     bits = np.unpackbits(packed, axis=-1, count=channels, bitorder="little")
     return bits.astype(np.int8) * 2 - 1
+
+
+def round_bf16(x: np.ndarray) -> np.ndarray:
+    """float32 numbers as bfloat16 holds them, still float32: the nearest, ties to even; NaN stays NaN.
+
+    Denormal numbers (below 2^-126) become zeros of their sign: what the instruction of x86 processors does.
+
+    >>> round_bf16(np.array([1.0, 1.00390625, 1.01171875, np.nan], np.float32)).tolist()
+    [1.0, 1.0, 1.015625, nan]
+    """
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    nearest = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
+    halves = np.where(np.isnan(x), bits | np.uint32(0x400000), nearest) & np.uint32(0xFFFF0000)
+    tiny = (bits & np.uint32(0x7F800000)) == 0
+    return np.where(tiny, bits & np.uint32(0x80000000), halves).view(np.float32)
 
 
 def zero_points(value: Value) -> np.ndarray:

@@ -82,3 +82,16 @@ def test_errors(checkpoint, int8, packed, error, leanconv, tmp_path):
     assert "compare their accuracy" in error("eval", int8[0], "--data", "digits", "--against", checkpoint)
     assert "compiled with fp32 layers" in error("bench", packed, "--real-layers", "int8")
     leanconv(*command, "--real-layers", "int4", code=2)
+    assert "--real-maps bf16 goes with --real-layers int8" in error(*command, "--real-maps", "bf16")
+
+
+def test_maps_in_bf16(int8, leanconv, tmp_path):
+    path = tmp_path / "digits.lconv"
+    command = ("compile", "bireal_digits", "-o", path, "--real-layers", "int8", "--calibrate", "digits")
+    text = leanconv(*command, "--real-maps", "bf16").stdout
+    assert re.search(r"4 of 4 real-valued layers; [1-9]\d* real maps in bf16; the class of fp32", text)
+    before, after = map(float, re.search(r"(0\.\d{4}) in fp32, (0\.\d{4}) in int8 with bf16 maps", text).groups())
+    assert f"{before:.4f} in fp32" in int8[1] and after > before - 0.01
+    measured = json.loads(leanconv("eval", path, "--data", "digits", "--json").stdout)
+    assert f"{measured['top1']:.4f} in int8 with bf16 maps" in text
+    assert Program.load(path).provenance["real_maps"] == "bf16"

@@ -171,12 +171,60 @@ def test_nothing_to_quantise():
         compile(nn.Sequential(lnn.BinaryConv2d(4, 4, 3)), x, real_layers="int8", calibration=x)
 
 
+def stored(program) -> dict[str, list[str]]:
+    """How each operator's stores are typed."""
+    return {
+        op.name: [program.values[s.value].type for s in op.steps if s.kind == "store"]
+        for op in program.ops
+        if any(s.kind == "store" for s in op.steps)
+    }
+
+
+def test_maps_in_bf16():
+    torch.manual_seed(6)
+    options = {"preprocessing": RULES, "real_layers": "int8", "calibration": PICTURES}
+    model = settle(Residual())
+    program, verification = compile_verified(model, floats(PICTURES[:2]), real_maps="bf16", **options)
+    assert stored(program) == {"conv1": ["real"], "conv2": ["bf16"], "shortcut": ["bf16"], "fc": ["real"]}
+    assert program.provenance["real_maps"] == "bf16" and verification.quantization.maps_bf16 == 2
+    assert "3 of 3 real-valued layers; 2 real maps in bf16; the class of fp32 on" in str(verification)
+    plain = compile(model, floats(PICTURES[:2]), **options)
+    assert "real_maps" not in plain.provenance and all(v.type != "bf16" for v in plain.values)
+    wide, narrow = (engine.Model(p.to_bytes())(PICTURES) for p in (plain, program))
+    assert 0 < np.abs(wide - narrow).max() < 0.1 * np.abs(wide).max()
+
+
+def test_maps_that_stay_in_fp32():
+    """Those that a layer in fp32, a concatenation or the caller reads."""
+    torch.manual_seed(7)
+
+    def read(x, a, b, c, depthwise):
+        x, y = torch.relu(a(x)), torch.relu(b(x))
+        z = c(torch.cat([x, y], 1)) + x
+        return depthwise(y), torch.relu(z + 1) + z
+
+    layers = [nn.Conv2d(4, 6, 1), nn.Conv2d(4, 6, 1), nn.Conv2d(12, 6, 1), nn.Conv2d(6, 6, 3, groups=6)]
+    model, x = settle(Call(read, *layers)), torch.randn(4, 4, 8, 8)
+    program = compile(model, x[:1], real_layers="int8", real_maps="bf16", calibration=x)
+    assert stored(program) == {
+        "parts.0": ["real"],  # joined
+        "parts.1": ["real"],  # joined, and read by the depthwise layer
+        "parts.2": ["bf16", "bf16"],  # z and what is added to it
+        "parts.3": ["real"],
+        "add_2": ["real"],
+    }
+
+
 def test_missing_and_foreign_calibration():
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(2, 3, 6, 6)
     with pytest.raises(CompileError, match="give calibration=pictures"):
         compile(model, x, real_layers="int8")
     with pytest.raises(CompileError, match="choose fp32 or int8"):
         compile(model, x, real_layers="int4", calibration=x)  # type: ignore[arg-type]
+    with pytest.raises(CompileError, match="real_maps is 'fp16'; choose fp32 or bf16"):
+        compile(model, x, real_layers="int8", real_maps="fp16", calibration=x)  # type: ignore[arg-type]
+    with pytest.raises(CompileError, match="go with int8 layers: give real_layers='int8'"):
+        compile(model, x, real_maps="bf16")
     with pytest.raises(CompileError, match="float64"):
         compile(model, x, real_layers="int8", calibration=x.double())
     with pytest.raises(CompileError, match="not finite"):

@@ -53,8 +53,8 @@ class Builder:
             "affine", scale=self.floats(channels) if scale else None, bias=self.floats(channels) if bias else None
         )
 
-    def store(self, channels: int) -> Step:
-        return Step("store", value=self.value("real", channels))
+    def store(self, channels: int, kind: str = "real") -> Step:
+        return Step("store", value=self.value(kind, channels))
 
     def sign(self, channels: int, scale: bool = False, bias: bool = True) -> Step:
         value = self.value("bits", channels)

@@ -8,10 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from leanconv.engine import isa_names
-from leanconv.program import WRITING_STEPS, ProgramError, Step, output_size
+from leanconv.program import BF16_READERS, WRITING_STEPS, ProgramError, Step, output_size
 from tests.engine.builder import Builder, check
 
 KINDS = ["affine", "add", "mul", "clip", "prelu", "store", "sign", "quantize"]
+STORED = st.sampled_from(["real", "real", "bf16"])  # sums above 256 are rounded in bf16, ties among them
 
 
 def integers(b: Builder, channels: int) -> str:
@@ -26,7 +27,7 @@ def draw_steps(draw, b: Builder, channels: int, size, sizes) -> list[Step]:
         readable = [
             v
             for v, s in sizes.items()
-            if s in (size, (1, 1)) and b.values[v] == b.values[v].__class__("real", channels)
+            if s in (size, (1, 1)) and b.values[v].type in ("real", "bf16") and b.channels(v) == channels
         ]
         if kind == "affine":
             steps.append(
@@ -42,13 +43,13 @@ def draw_steps(draw, b: Builder, channels: int, size, sizes) -> list[Step]:
         elif kind == "prelu":
             steps.append(Step("prelu", slope=integers(b, channels)))
         elif kind == "store":
-            steps.append(b.store(channels))
+            steps.append(b.store(channels, draw(STORED)))
         elif kind == "sign":
             steps.append(Step("sign", b.value("bits", channels), None, integers(b, channels)))
         elif kind == "quantize":  # ties, saturation on both sides
             zero = draw(st.sampled_from([0, 3, 128, 255]))
             steps.append(b.quantize(channels, draw(st.sampled_from([0.5, 0.3, 1.0, 40.0])), zero))
-    return [*steps, Step("clip", min=-64.0, max=64.0), b.store(channels)]
+    return [*steps, Step("clip", min=-64.0, max=64.0), b.store(channels, draw(STORED))]
 
 
 @st.composite
@@ -83,6 +84,8 @@ def programs(draw):
         mark = len(b.ops), len(b.values), dict(b.tensors)
         packed = [v for v in sizes if b.values[v].type == "bytes"]
         readable = {"binary": bits, "transpose": bits, "int8": packed}.get(kind, reals)
+        if kind in BF16_READERS:
+            readable = reals + [v for v in sizes if b.values[v].type == "bf16"]
         if not readable:
             kind, readable = "elementwise", reals
         if not readable:

@@ -67,7 +67,7 @@ def _bytes(group: list[Op], kind: str, program: Program, sizes: list[tuple[int, 
 
     def of(value: int) -> float:
         height, width = sizes[value]
-        each = 4.0 if program.values[value].type == "real" else 1 / 8
+        each = {"real": 4.0, "bf16": 2.0}.get(program.values[value].type, 1 / 8)
         return height * width * program.values[value].channels * each
 
     if (

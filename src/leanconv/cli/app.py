@@ -31,6 +31,13 @@ class RealLayers(StrEnum):
     int8 = "int8"
 
 
+class RealMaps(StrEnum):
+    """How real maps between operators are stored."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 def _version(value: bool) -> None:
     if value:
         from importlib.metadata import version
@@ -130,11 +137,14 @@ def compile_(
             help="For int8: a picture, a folder, an .npz file or a data SPEC; repeatable.",
         ),
     ] = None,
+    real_maps: Annotated[
+        RealMaps, typer.Option("--real-maps", help="With int8 layers: how real maps between operators are stored.")
+    ] = RealMaps.fp32,
 ) -> None:
     """Compile a checkpoint into one packed file; parity with torch is verified before it is written."""
     from leanconv.cli.convert import compile_checkpoint
 
-    compile_checkpoint(checkpoint, output, real_layers is RealLayers.int8, calibrate)
+    compile_checkpoint(checkpoint, output, real_layers is RealLayers.int8, calibrate, real_maps is RealMaps.bf16)
 
 
 @app.command()

@@ -10,13 +10,18 @@ from leanconv.extras import need
 from leanconv.shipped import weights
 
 
-def compile_checkpoint(source: Path, output: Path, int8: bool = False, calibrate: list[str] | None = None) -> None:
+def compile_checkpoint(
+    source: Path, output: Path, int8: bool = False, calibrate: list[str] | None = None, bf16: bool = False
+) -> None:
     """Write the packed file of a checkpoint, or of a network whose weights ship, after the compiler has verified it
-    against torch. `int8`: with its real-valued layers in int8, calibrated on pictures."""
+    against torch. `int8`: with its real-valued layers in int8, calibrated on pictures; `bf16`: then also with the maps
+    between operators in bf16."""
     need("`leanconv compile`", "train", "torch", "timm")
     check_target(output, ".lconv")
     if calibrate and not int8:
         raise CommandError("--calibrate goes with --real-layers int8; fp32 layers need no pictures")
+    if bf16 and not int8:
+        raise CommandError("--real-maps bf16 goes with --real-layers int8")
     shipped = not source.is_file() and str(source) in weights()
     if not shipped:
         source.stat()  # a missing file is an error at once, before torch is imported
@@ -26,13 +31,16 @@ def compile_checkpoint(source: Path, output: Path, int8: bool = False, calibrate
 
     network = from_shipped(str(source)) if shipped else from_checkpoint(source)
     calibration = read_calibration(calibrate or [], network.rules) if int8 else None
-    program, verification = network.compile(calibration=None if calibration is None else calibration.pictures)
+    program, verification = network.compile(
+        calibration=None if calibration is None else calibration.pictures, real_maps="bf16" if bf16 else "fp32"
+    )
     size = program.save(output)
     print(verification)
     if calibration is not None and calibration.test is not None:
         assert verification is not None and verification.quantization is not None
         before, after = (accuracy(p, calibration.test) for p in (verification.quantization.before, program))
-        print(f"top-1 on {len(calibration.test)} test pictures: {before:.4f} in fp32, {after:.4f} in int8")
+        kind = "int8 with bf16 maps" if bf16 else "int8"
+        print(f"top-1 on {len(calibration.test)} test pictures: {before:.4f} in fp32, {after:.4f} in {kind}")
     if shipped:
         print(f"{output}  {size:,} bytes")
         return

@@ -36,6 +36,7 @@ def compile(
     provenance: dict[str, Any] | None = None,
     verify: bool = True,
     real_layers: Literal["fp32", "int8"] = "fp32",
+    real_maps: Literal["fp32", "bf16"] = "fp32",
     calibration: Any = None,
 ) -> Program:
     """Compile `model` into a Program: ``program.save("model.lconv")`` makes the file that the engine runs.
@@ -54,6 +55,8 @@ def compile(
             :mod:`leanconv.compiler.verify`.
         real_layers: "int8" computes convolutions and dense layers with real weights in 8 bits; see
             :mod:`leanconv.compiler.quantize`. The network is verified in fp32 before; what int8 changes is measured.
+        real_maps: "bf16" (with int8 layers) stores the real maps between operators, such as residual sums, in 16 bits;
+            arithmetic stays float32. See :mod:`leanconv.compiler.bf16`.
         calibration: for int8, a few dozen usual inputs (as `example`): their values decide the ranges of the
             activations. With `preprocessing`, uint8 pictures N,H,W,C: then the first layer computes on their bytes, and
             the network takes uint8 pictures alone.
@@ -73,6 +76,7 @@ def compile(
         provenance=provenance,
         verify=verify,
         real_layers=real_layers,
+        real_maps=real_maps,
         calibration=calibration,
     )
     return program
@@ -87,6 +91,7 @@ def compile_verified(
     provenance: dict[str, Any] | None = None,
     verify: bool = True,
     real_layers: Literal["fp32", "int8"] = "fp32",
+    real_maps: Literal["fp32", "bf16"] = "fp32",
     calibration: Any = None,
 ) -> tuple[Program, Verification | None]:
     """As :func:`compile`, with what the verification found (None without it)."""
@@ -94,6 +99,10 @@ def compile_verified(
         raise CompileError(f"real_layers is {real_layers!r}; choose fp32 or int8")
     if real_layers == "int8" and calibration is None:
         raise CompileError("int8 layers need a few dozen inputs to measure ranges on: give calibration=pictures")
+    if real_maps not in ("fp32", "bf16"):
+        raise CompileError(f"real_maps is {real_maps!r}; choose fp32 or bf16")
+    if real_maps == "bf16" and real_layers != "int8":
+        raise CompileError("real maps in bf16 go with int8 layers: give real_layers='int8', or leave real_maps at fp32")
     exported, fused = lowered(model, example)
     program = fused.program
     program.preprocessing = preprocessing
@@ -101,7 +110,7 @@ def compile_verified(
     program.provenance = {**_provenance(model), **(provenance or {})}
     verification = verify_compiled(model, exported, fused) if verify else None
     if real_layers == "int8":
-        program, quantization = quantize_program(program, _calibration(program, calibration), verify)
+        program, quantization = quantize_program(program, _calibration(program, calibration), verify, real_maps)
         if verification is not None:
             verification.quantization = quantization
     return program, verification

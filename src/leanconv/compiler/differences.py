@@ -83,5 +83,5 @@ def _bits(program: Any, picture: np.ndarray) -> dict[int, np.ndarray]:
             else:
                 step = next(s for s in op.steps if s.kind == "sign" and s.value == value)
                 assert running is not None
-                signs[value] = reference.signs(seen, step, running)
+                signs[value] = reference.written_by(seen, step, running)
     return signs

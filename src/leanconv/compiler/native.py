@@ -11,21 +11,20 @@ import numpy as np
 from leanconv.compiler.compare import compare_real, fail, rms, written
 from leanconv.compiler.errors import CompileError
 from leanconv.engine import reference
-from leanconv.program import Output, Program, Step, Value
+from leanconv.program import WRITING_STEPS, Output, Program, Step, Value
 
 INEXACT_STEPS = ("sigmoid", "silu", "hard_sigmoid", "hard_swish")
 
 
 def instrumented(program: Program) -> Program:
-    """`program` with every real value as an output, and what every sign and byte is made of stored right before it."""
+    """`program` with every real value as an output, and what signs, bytes, bf16 are made of stored before them."""
     seen = copy.copy(program)
     seen.values, seen.ops, seen.outputs = list(program.values), [], []
     for op in program.ops:
         changed = copy.copy(op)
         changed.steps = []
         for step in op.steps:
-            if step.kind in ("sign", "quantize"):
-                assert step.value is not None
+            if step.kind in WRITING_STEPS and step.value is not None and program.values[step.value].type != "real":
                 seen.values.append(Value("real", program.values[step.value].channels))
                 changed.steps.append(Step("store", value=len(seen.values) - 1))
             changed.steps.append(step)
@@ -62,8 +61,7 @@ def native_values(program: Program, inputs: list[np.ndarray]) -> list[np.ndarray
             else:
                 assert running is not None
                 step = next(s for s in op.steps if s.value == value)
-                made = reference.signs if step.kind == "sign" else reference.quantized
-                values[value] = made(seen, step, running)
+                values[value] = reference.written_by(seen, step, running)
     plain = run_native(program, inputs)
     for output in program.outputs:
         seen_output = values[output.value]

@@ -15,9 +15,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
+from leanconv.compiler.bf16 import store_in_bf16
 from leanconv.compiler.errors import CompileError
 from leanconv.compiler.native import native_values, run_native
 from leanconv.program import WRITING_STEPS, Op, Output, Program, Step, Value
@@ -32,12 +34,14 @@ VERIFIED = 2  # pictures on which the engine is compared with the reference
 class Quantization:
     """What quantising changed, measured on the calibration pictures.
 
-    `layers`: in int8; `kept`: those in fp32, with the reason; `same_class`: pictures whose largest first output is the
-    same as in fp32; `largest_error`: the largest difference of an output, relative to the largest output.
+    `layers`: in int8; `kept`: those in fp32, with the reason; `maps_bf16`: real maps stored in bf16; `same_class`:
+    pictures whose largest first output is the same as in fp32; `largest_error`: the largest difference of an output,
+    relative to the largest output.
     """
 
     layers: list[str]
     kept: dict[str, str]
+    maps_bf16: int
     pictures: int
     same_class: int
     largest_error: float
@@ -45,8 +49,9 @@ class Quantization:
 
     def __str__(self) -> str:
         left = "".join(f"; {name} stays in fp32 ({reason})" for name, reason in self.kept.items())
+        halved = f"; {self.maps_bf16} real maps in bf16" if self.maps_bf16 else ""
         return (
-            f"int8: {len(self.layers)} of {len(self.layers) + len(self.kept)} real-valued layers{left}; "
+            f"int8: {len(self.layers)} of {len(self.layers) + len(self.kept)} real-valued layers{left}{halved}; "
             f"the class of fp32 on {self.same_class} of {self.pictures} calibration pictures, "
             f"largest difference of an output {100 * self.largest_error:.1f} % of the largest output"
         )
@@ -61,7 +66,10 @@ class Range:
 
 
 def quantize_program(
-    program: Program, pictures: Sequence[np.ndarray], verify: bool = True
+    program: Program,
+    pictures: Sequence[np.ndarray],
+    verify: bool = True,
+    real_maps: Literal["fp32", "bf16"] = "fp32",
 ) -> tuple[Program, Quantization | None]:
     """`program` with its real-valued layers in int8, and (with `verify`) what that changes.
 
@@ -69,6 +77,9 @@ def quantize_program(
         program: a compiled network.
         pictures: one array an input. uint8 N,H,W,C: the first layer then computes on bytes, and the network takes uint8
             pictures alone; float32 N,C,H,W: what it takes stays the same.
+        verify: compare the engine with the reference, and the result with `program`.
+        real_maps: "bf16" stores the real maps between operators so where that is possible; see
+            :mod:`leanconv.compiler.bf16`.
 
     Raises: CompileError where no layer can be quantised, or the engine does not give the reference's integers.
     """
@@ -77,6 +88,8 @@ def quantize_program(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in kept.items()) or "it has no real-valued layer"
         raise CompileError(f"no layer of this network can be computed in int8 ({reasons}); compile it with fp32 layers")
     made = _Rewriter(program, chosen, pictures).run()
+    if real_maps == "bf16":
+        store_in_bf16(made)
     if not verify:
         return made, None
     native_values(made, [a[:VERIFIED] for a in pictures])
@@ -159,7 +172,8 @@ def _compare(
         float(np.abs(ours[name] - theirs[name]).max() / max(float(np.abs(theirs[name]).max()), 1e-30))
         for name in theirs
     )
-    return Quantization(layers, kept, len(pictures[0]), int(same.sum()), error, before)
+    halved = sum(value.type == "bf16" for value in after.values)
+    return Quantization(layers, kept, halved, len(pictures[0]), int(same.sum()), error, before)
 
 
 class _Rewriter:

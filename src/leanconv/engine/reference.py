@@ -4,7 +4,7 @@ Binary and int8 convolutions are exact integers. Real-valued sums (convolutions,
 in float64 and rounded once, so that any float32 order of summation can be compared with them. Steps are float32 with
 one rounding an operation, in the stated order: given equal inputs, a native epilogue must give the same bits.
 
-Maps are NHWC here: real values float32, bits int8 with +-1, bytes uint8.
+Maps are NHWC here: real values float32 (those of bf16 rounded where they are stored), bits int8 with +-1, bytes uint8.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from leanconv.program import (
+    WRITING_STEPS,
     Input,
     Op,
     Program,
@@ -23,6 +24,7 @@ from leanconv.program import (
     Step,
     infer_sizes,
     output_size,
+    round_bf16,
     unpack_bits,
     zero_points,
 )
@@ -331,12 +333,17 @@ def _scaled(program: Program, step: Step, x: Map) -> Map:
     return x
 
 
-def signs(program: Program, step: Step, x: Map) -> Map:
-    """What a `sign` step writes for the running value x."""
-    return np.where(_scaled(program, step, x) >= 0, 1, -1).astype(np.int8)
+def written_by(program: Program, step: Step, x: Map) -> Map:
+    """What a `store`, `sign` or `quantize` step writes for the running value x."""
+    if step.kind == "sign":
+        return np.where(_scaled(program, step, x) >= 0, 1, -1).astype(np.int8)
+    if step.kind == "quantize":
+        return _quantized(program, step, x)
+    assert step.value is not None
+    return round_bf16(x) if program.values[step.value].type == "bf16" else x
 
 
-def quantized(program: Program, step: Step, x: Map) -> Map:
+def _quantized(program: Program, step: Step, x: Map) -> Map:
     """The bytes that a `quantize` step writes for the running value x."""
     assert step.value is not None and step.factor is not None
     zero = int(zero_points(program.values[step.value])[0])
@@ -361,12 +368,8 @@ def _step(program: Program, step: Step, x: Map, values: list[Map | None]) -> Map
             assert step.slope is not None
             return np.where(x >= 0, x, x * program.tensors[step.slope])
         assert step.value is not None
-        if step.kind == "store":
-            values[step.value] = x
-        elif step.kind == "sign":
-            values[step.value] = signs(program, step, x)
-        elif step.kind == "quantize":
-            values[step.value] = quantized(program, step, x)
+        if step.kind in WRITING_STEPS:
+            values[step.value] = written_by(program, step, x)
         else:
             other = values[step.value]
             if other is None:
