@@ -5,9 +5,10 @@
     python benchmarks/network.py --larq ~/larq/bin/python     beside Larq Compute Engine: it runs the 1-bit network
 
 Measured are: the latency of batch 1 with each number of threads, ours and the rivals' (fp32, bf16, int8) and with
-`--beside` further float networks in them; batch 8 of ours; what an AVX2 processor would see (ours held to AVX2, float
-networks in OpenVINO held to AVX2 by oneDNN's own switch); loading the packed file; its bytes against the fp32
-checkpoint of the float network; and with `--busy` 1,000 calls while every core has other work, against as many without.
+`--beside` further float networks in them; the float networks in our engine; batch 8 of ours; what an AVX2 processor
+would see (ours held to AVX2, float networks in OpenVINO held to AVX2 by oneDNN's own switch); loading the packed file;
+its bytes against the fp32 checkpoint of the float network; and with `--busy` 1,000 calls while every core has other
+work, against as many without.
 
 `--packed` adds packed files of the same network (such as one with int8 real layers) as columns of their own. Float
 networks are untrained: weights do not change the time; fp32 engines must give torch's values before anything is timed.
@@ -62,7 +63,7 @@ class Arm:
     load: dict[str, Any]  # the command that loads it, without the number of threads
     bytes: int | None = None
     batch: int = 1
-    real_layers: str | None = None  # of ours: fp32 or int8
+    real_layers: str | None = None  # of our 1-bit networks: fp32 or int8
     environment: dict[str, str] = field(default_factory=dict)
     program: tuple[str, ...] | None = None
     note: str = ""
@@ -87,9 +88,18 @@ def real_layers(file: Path) -> str:
     return "int8" if any(tensor.dtype == np.int8 for tensor in Program.load(file).tensors.values()) else "fp32"
 
 
-def ours(network: str, file: Path, pictures: Path, note: str = "", isa: str | None = None, batch: int = 1) -> Arm:
+def ours(
+    network: str,
+    file: Path,
+    pictures: Path,
+    note: str = "",
+    isa: str | None = None,
+    batch: int = 1,
+    binary: bool = True,
+) -> Arm:
     load = {"engine": "leanconv", "path": str(file), "input": str(pictures), "isa": isa}
-    return Arm(network, "leanconv", load, file.stat().st_size, batch, real_layers(file), note=note)
+    layers = real_layers(file) if binary else None
+    return Arm(network, "leanconv", load, file.stat().st_size, batch, layers, note=note)
 
 
 class Study:
@@ -114,10 +124,12 @@ class Study:
         self.files: dict[tuple[str, str], Path] = {}
         self._write(needed, self.subject, twin, self.twin)
         self.checkpoint_bytes = self.files[self.twin, "torch"].stat().st_size
+        self.floats = [self._float(find_subject(self.twin, size, BATCH, self._folder(f"{self.twin} packed"), say))]
         self.beside = {name: parse_rivals(BESIDE_RIVALS) for name in beside if name != self.twin}
         for name, engines in self.beside.items():
             other = find_subject(name, size, BATCH, self._folder(f"{name} packed"), say)
             self._write(list(dict.fromkeys([*engines, AVX2_RIVAL])), other, None, name)
+            self.floats.append(self._float(other))
 
     def close(self) -> None:
         self.stack.close()
@@ -125,6 +137,12 @@ class Study:
     def _folder(self, name: str) -> Path:
         (self.folder / name).mkdir()
         return self.folder / name
+
+    def _float(self, subject: Subject) -> Arm:
+        """A float network in our own engine."""
+        pictures = subject.packed.with_name("pictures.npy")
+        np.save(pictures, subject.pictures)
+        return ours(str(subject.name), subject.packed, pictures, binary=False)
 
     def _write(self, rivals: list[Rival], subject: Subject, twin: Any, name: str) -> None:
         self.inside[name] = self._folder(name)
@@ -142,6 +160,7 @@ class Study:
         notes = {file: "" if file == self.subject.packed else file.stem for file in self.packed}
         made = [ours(self.network, file, self.pictures, note) for file, note in notes.items()]
         made += [ours(self.network, file, self.pictures, note, batch=BATCH) for file, note in notes.items()]
+        made += self.floats
         made += [self.theirs(self.twin, rival) for rival in self.rivals]
         made += [self.theirs(name, rival) for name, rivals in self.beside.items() for rival in rivals]
         if "avx2" in engine.isa_names():
@@ -332,8 +351,8 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def ours_at(row: dict[str, Any], batch: int) -> bool:
-    """Whether a row is our engine with all instructions that the processor has."""
-    return row["engine"] == "leanconv" and row["batch"] == batch and not row["note"].startswith("AVX2")
+    """Whether a row is a 1-bit network in our engine with all instructions that the processor has."""
+    return bool(row["real_layers"]) and row["batch"] == batch and not row["note"].startswith("AVX2")
 
 
 def main(arguments: list[str] | None = None) -> None:
