@@ -65,9 +65,11 @@ def finish(process, code=0):
 
 
 def steps_saved(out):
+    seen = out.with_suffix(".seen")  # a copy: the run replaces the file, which is opened twice to be read
     try:
-        position = state.load(out / "state.safetensors")["position"]
-    except state.StateError:
+        seen.write_bytes((out / "state.safetensors").read_bytes())
+        position = state.load(seen)["position"]
+    except (OSError, state.StateError):
         return -1
     return position["epoch"] * 10 + position["step"]  # 1347 // 128 = 10 steps an epoch
 

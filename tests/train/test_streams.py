@@ -194,7 +194,7 @@ def test_killed_worker(split):
 
 def test_workers_leave_interrupts_to_the_parent(split):
     batches = StreamedBatches(split, recipe(workers=2, batch_size=1), Share(), "cpu").epoch(0)
-    steps = [next(batches)]
+    steps = [next(batches), next(batches)]  # one of each process: both have started
     for process in multiprocessing.active_children():
         os.kill(process.pid, signal.SIGINT)
     steps += list(batches)
