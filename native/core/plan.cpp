@@ -527,7 +527,7 @@ private:
 
     // Tells each binary layer the weights of the layer behind it.
     void announce_weights() {
-        constexpr int64_t kMost = 512 * 1024;  // half of a common second cache
+        constexpr int64_t kMost = 320 * 1024;  // more would crowd out what the layer itself reads
         const char* weights = nullptr;
         int64_t bytes = 0;
         for (auto s = plan_->stages.rbegin(); s != plan_->stages.rend(); ++s) {
