@@ -57,8 +57,8 @@ inline void write_bits(uint32_t* words, uint64_t bits, int valid) {
     if (valid > 32) words[1] = static_cast<uint32_t>(bits >> 32);
 }
 
-// Which stages an epilogue has. Code that knows them needs no branches and no pointers that are empty: in a layer with a
-// short reduction that is worth a tenth. `unknown` asks for every stage as it comes.
+// Which stages an epilogue has. Code that knows them needs no branches and no pointers that may be empty, which layers with
+// a short reduction feel most. kUnknownForm asks for every stage as it comes; kHalves: the maps are Bf16.
 enum Form : unsigned { kUnknownForm = 0, kAffine = 1, kAdd = 2, kStore = 4, kSign = 8, kHalves = 16 };
 
 // The common form of an epilogue, in this order: affine, up to two adds, affine, clip or prelu, then a store and signs.
