@@ -546,8 +546,12 @@ private:
         }
     }
 
-    // Pieces of a stage for several threads: enough of them to share evenly, none too small.
+    // Pieces of a stage for several threads: enough of them to share evenly, none too small. The pool gives each thread a
+    // range of them, in this order. Where a map is large, that is a range of pixels with all of their channels: the same
+    // pixels in each stage, so that a thread finds in its own cache what it wrote there. Where it is small, it is a range of
+    // channel blocks, each with its own weights.
     void split(Stage& s) const {
+        constexpr int64_t kManyJobs = 64, kTile = 4;
         if (threads_ < 2 || s.cost < grain_ns_) return;
         int64_t total = 0;
         for (size_t p = 0; p < s.part_jobs.size(); ++p) total += int64_t{s.part_jobs[p]} * s.part_blocks[p];
@@ -556,13 +560,20 @@ private:
         const double wanted = std::min(s.cost / std::max(grain_ns_ / 4, 1.0), threads_ * (pooled ? 2.0 : 6.0));
         const int64_t chunk = std::max<int64_t>(1, static_cast<int64_t>(static_cast<double>(total) / wanted));
         for (int p = 0; p < static_cast<int>(s.part_jobs.size()); ++p) {
-            const int jobs = s.part_jobs[static_cast<size_t>(p)];
-            int64_t pieces = std::max<int64_t>(1, (jobs + chunk / 2) / chunk);
-            int64_t step = (jobs + pieces - 1) / pieces;
-            if (step >= 8 && !pooled) step = (step + 7) / 8 * 8;  // whole tiles
-            for (int b = 0; b < s.part_blocks[static_cast<size_t>(p)]; ++b)
-                for (int64_t begin = 0; begin < jobs; begin += step)
-                    s.units.push_back({p, b, static_cast<int>(begin), static_cast<int>(std::min<int64_t>(jobs, begin + step))});
+            const int64_t jobs = s.part_jobs[static_cast<size_t>(p)];
+            const int blocks = s.part_blocks[static_cast<size_t>(p)];
+            const bool by_pixels = jobs >= kManyJobs * threads_ && wanted >= static_cast<double>(threads_) * blocks;
+            const int64_t ranges = by_pixels ? threads_ : 1;
+            const auto border = [&](int64_t range) { return range == ranges ? jobs : jobs * range / ranges / kTile * kTile; };
+            for (int64_t range = 0; range < ranges; ++range) {
+                const int64_t first = border(range), last = border(range + 1);
+                const int64_t pieces = std::max<int64_t>(1, (last - first + chunk / 2) / chunk);
+                int64_t step = (last - first + pieces - 1) / pieces;
+                if (step >= 8 && !pooled) step = (step + 7) / 8 * 8;  // whole tiles
+                for (int b = 0; b < blocks; ++b)
+                    for (int64_t begin = first; begin < last; begin += step)
+                        s.units.push_back({p, b, static_cast<int>(begin), static_cast<int>(std::min(last, begin + step))});
+            }
         }
         if (s.units.size() < 2) s.units.clear();
     }

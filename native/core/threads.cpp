@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -19,7 +20,7 @@ namespace leanconv {
 namespace {
 
 constexpr auto kSpin = std::chrono::microseconds(100);  // a worker without work sleeps after this long
-constexpr int kUnitBits = 26;                           // of the state word: next unit, units, threads
+constexpr int kUnitBits = 26;                           // of a range: next unit, end, threads
 constexpr int kMaxUnits = (1 << kUnitBits) - 1;
 
 inline void pause() {
@@ -30,15 +31,15 @@ inline void pause() {
 #endif
 }
 
-// What remains to be claimed, in one word, so that a claim is one compare-and-swap and can never be stale.
-struct State {
+// What remains of one slot's range, in one word, so that a claim is one compare-and-swap and can never be stale.
+struct Range {
     uint64_t word;
     int next() const { return static_cast<int>(word & kMaxUnits); }
-    int units() const { return static_cast<int>(word >> kUnitBits & kMaxUnits); }
+    int end() const { return static_cast<int>(word >> kUnitBits & kMaxUnits); }
     int threads() const { return static_cast<int>(word >> (2 * kUnitBits)); }
-    bool open_to(int slot) const { return next() < units() && slot < threads(); }
-    static uint64_t of(int units, int threads) {
-        return static_cast<uint64_t>(threads) << (2 * kUnitBits) | static_cast<uint64_t>(units) << kUnitBits;
+    bool open_to(int slot) const { return next() < end() && slot < threads(); }
+    static uint64_t of(int64_t begin, int64_t end, int threads) {
+        return static_cast<uint64_t>(threads) << (2 * kUnitBits) | static_cast<uint64_t>(end) << kUnitBits | static_cast<uint64_t>(begin);
     }
 };
 
@@ -73,11 +74,11 @@ public:
         fn_ = fn;
         argument_ = argument;
         done_.store(0, std::memory_order_relaxed);
-        state_.store(State::of(units, threads), std::memory_order_seq_cst);
-        if (sleepers_.load(std::memory_order_seq_cst) > 0) {
-            epoch_.fetch_add(1, std::memory_order_seq_cst);
-            epoch_.notify_all();
-        }
+        threads_.store(threads, std::memory_order_relaxed);
+        for (int64_t slot = 0; slot < threads; ++slot)  // each may be claimed from once it is written
+            ranges_[slot].word.store(Range::of(units * slot / threads, units * (slot + 1) / threads, threads), std::memory_order_release);
+        round_.fetch_add(1, std::memory_order_seq_cst);
+        if (sleepers_.load(std::memory_order_seq_cst) > 0) round_.notify_all();
         while (claim(0)) {
         }
         for (int spins = 0; done_.load(std::memory_order_acquire) < units;) {
@@ -89,13 +90,22 @@ public:
     }
 
 private:
+    struct alignas(64) Claims {
+        std::atomic<uint64_t> word{0};
+    };
+
+    // A unit of the slot's own range, or else of another one's.
     bool claim(int slot) {
-        State s{state_.load(std::memory_order_acquire)};
-        while (s.open_to(slot)) {
-            if (!state_.compare_exchange_weak(s.word, s.word + 1, std::memory_order_acq_rel)) continue;
-            fn_(argument_, s.next(), slot);
-            done_.fetch_add(1, std::memory_order_release);
-            return true;
+        const int threads = threads_.load(std::memory_order_relaxed);
+        for (int i = 0; i < threads; ++i) {
+            std::atomic<uint64_t>& word = ranges_[(slot + i) % threads].word;
+            Range r{word.load(std::memory_order_acquire)};
+            while (r.open_to(slot)) {
+                if (!word.compare_exchange_weak(r.word, r.word + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+                fn_(argument_, r.next(), slot);
+                done_.fetch_add(1, std::memory_order_release);
+                return true;
+            }
         }
         return false;
     }
@@ -103,27 +113,28 @@ private:
     void work(int slot) {
         using Clock = std::chrono::steady_clock;
         for (;;) {
+            const uint32_t round = round_.load(std::memory_order_seq_cst);
             while (claim(slot)) {
             }
             const auto idle_since = Clock::now();
-            bool work = false;
-            while (!work && Clock::now() - idle_since < kSpin)
-                for (int i = 0; i < 32 && !work; ++i) {
+            bool more = false;
+            while (!more && Clock::now() - idle_since < kSpin)
+                for (int i = 0; i < 32 && !more; ++i) {
                     pause();
-                    work = State{state_.load(std::memory_order_relaxed)}.open_to(slot);
+                    more = round_.load(std::memory_order_relaxed) != round;
                 }
-            if (work) continue;
-            const uint32_t epoch = epoch_.load(std::memory_order_seq_cst);
+            if (more) continue;
             sleepers_.fetch_add(1, std::memory_order_seq_cst);
-            if (!State{state_.load(std::memory_order_seq_cst)}.open_to(slot)) epoch_.wait(epoch, std::memory_order_seq_cst);
+            round_.wait(round, std::memory_order_seq_cst);
             sleepers_.fetch_sub(1, std::memory_order_seq_cst);
         }
     }
 
-    alignas(64) std::atomic<uint64_t> state_{0};
+    std::array<Claims, kMaxThreads> ranges_;
     alignas(64) std::atomic<int> done_{0};
-    alignas(64) std::atomic<uint32_t> epoch_{0};
+    alignas(64) std::atomic<uint32_t> round_{0};  // counts calls of run
     std::atomic<int> sleepers_{0};
+    std::atomic<int> threads_{0};
     std::atomic<bool> taken_{false};
     int workers_ = 0;
     void (*fn_)(void*, int, int) = nullptr;

@@ -2,8 +2,9 @@
 //
 // A caller takes the whole pool for one network run (a caller that finds it taken runs alone), then gives it many small
 // pieces of work one after another; between them the workers stay awake for a bounded time, then sleep. A piece is a
-// number of units that the caller and the workers claim one by one, so a worker that the system does not schedule
-// delays nothing but a unit that it holds.
+// number of units, and each thread has a range of them: the same share of every piece, so that what a thread wrote into
+// its cache in one piece it reads there in the next. Units are claimed one by one, and who has none left takes those of
+// others: a worker that the system does not schedule delays nothing but a unit that it holds.
 #pragma once
 
 namespace leanconv {
