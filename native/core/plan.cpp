@@ -264,7 +264,7 @@ private:
             for (int g = 0; g < op.groups; ++g) {
                 a.input = encode<uint32_t>(source.buffer, source.offset + int64_t{g} * packed.group_words * 4);
                 a.weights = phase.weights[static_cast<size_t>(g)].data();
-                a.base = base_vectors(op, phase, g, rows, columns);
+                starts_of(a, op, phase, g, rows, columns);
                 a.out_channels = out_channels;
                 a.epilogue = nullptr;  // the context points it at epilogue `part % groups`
                 s.binary.push_back(a);
@@ -295,17 +295,18 @@ private:
     }
 
     // A tap outside the picture reads frame zeros, which count as -1; what it should count as is pad_value (0 for a
-    // transposed convolution). The difference is a constant for each channel and set of outside taps.
-    const float* base_vectors(const Op& op, const Phase& phase, int group, const Axis& rows, const Axis& columns) {
+    // transposed convolution). The difference is a constant for each channel and set of outside taps. A sum is base - 2 * ones:
+    // counts that start at -base / 2 (an odd base: one more) need no base behind them.
+    void starts_of(BinaryConvArgs& a, const Op& op, const Phase& phase, int group, const Axis& rows, const Axis& columns) {
         const int padded = padded_channels(op.channels / op.groups);
         const Aligned<int32_t>& sums = phase.tap_sums[static_cast<size_t>(group)];
         const int all = static_cast<int>(phase.rows.size() * phase.columns.size()) * (op.in_channels / op.groups);
         const size_t cases = sums.size() ? rows.inside.size() * columns.inside.size() : 1;
-        Aligned<float> base(cases * static_cast<size_t>(padded));
-        std::fill(base.data(), base.data() + base.size(), static_cast<float>(all));
+        Aligned<int32_t> base(cases * static_cast<size_t>(padded));
+        std::fill(base.data(), base.data() + base.size(), all);
         for (size_t r = 0; sums.size() && r < rows.inside.size(); ++r)
             for (size_t c = 0; c < columns.inside.size(); ++c) {
-                float* to = base.data() + (r * columns.inside.size() + c) * static_cast<size_t>(padded);
+                int32_t* to = base.data() + (r * columns.inside.size() + c) * static_cast<size_t>(padded);
                 size_t tap = 0;
                 for (int y = 0; y < static_cast<int>(phase.rows.size()); ++y)
                     for (int x = 0; x < static_cast<int>(phase.columns.size()); ++x, ++tap) {
@@ -313,11 +314,17 @@ private:
                             x < columns.inside[c].second)
                             continue;
                         const int32_t* sum = sums.data() + tap * static_cast<size_t>(padded);
-                        for (int o = 0; o < padded; ++o) to[o] += static_cast<float>((op.pad_value + 1) * sum[o]);
+                        for (int o = 0; o < padded; ++o) to[o] += (op.pad_value + 1) * sum[o];
                     }
             }
-        plan_->bases.push_back(std::move(base));
-        return plan_->bases.back().data();
+        std::vector<float> odd(cases);
+        for (size_t c = 0; c < cases; ++c) odd[c] = static_cast<float>(base.data()[c * static_cast<size_t>(padded)] & 1);
+        std::for_each(base.data(), base.data() + base.size(), [](int32_t& b) { b = -(b - (b & 1)) / 2; });
+        plan_->starts.push_back(std::move(base));
+        a.start = plan_->starts.back().data();
+        const bool even = std::all_of(odd.begin(), odd.end(), [](float f) { return f == 0; });
+        plan_->odd.push_back(std::move(odd));
+        a.odd = even ? nullptr : plan_->odd.back().data();
     }
 
     // Moves the bits of each group to the start of a word.

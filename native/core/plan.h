@@ -123,7 +123,8 @@ struct Plan {
     size_t bytes = 0;                       // of the arena
     size_t zeroed = 0;                      // from here on the arena starts as zeros (frames, never written later)
     std::map<uint64_t, std::vector<std::unique_ptr<std::vector<int32_t>>>> tables;
-    std::vector<Aligned<float>> bases;
+    std::vector<Aligned<int32_t>> starts;   // of the binary convolutions' border cases, and which of them are odd
+    std::vector<std::vector<float>> odd;
 };
 
 // A stage of less than `grain_ns` (estimated) is not split between threads.

@@ -61,7 +61,7 @@ struct V {
         std::memcpy(p, halves, sizeof(Bf16) * static_cast<size_t>(n));
     }
     static F add(F a, F b) { return _mm256_add_ps(a, b); }
-    static F add_too(F a, F b) { return add(a, b); }
+    static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
     static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
     static F div(F a, F b) { return _mm256_div_ps(a, b); }
     static F max(F a, F b) { return _mm256_max_ps(a, b); }
@@ -163,20 +163,18 @@ const uint8_t* count_tile(const TileInput<P>& in, const uint8_t* w, uint16_t (&p
     return w;
 }
 
-// base - 2 * ones, exact in floats (program.cpp bounds the reduction).
-inline __m256 sums_of(const float* base, __m256i ones) {
-    return _mm256_fmadd_ps(_mm256_set1_ps(-2.0f), _mm256_cvtepi32_ps(ones), _mm256_loadu_ps(base));
-}
-
 // P jobs to the epilogue; ones(i, c) are the counts of job i, channels [c, c + 8).
 template <Form FORM, int P, int VECTORS, class Ones>
 KERNEL_INLINE void finish(const BinaryConvArgs& a, const EpilogueRunner& run, int j, int block, Ones ones) {
     const int padded = block_count(a.out_channels) * kBlock;
     for (int i = 0; i < P; ++i) {
         const int32_t pixel = pixel_of(a.pixel, j + i);
-        const float* base = a.base + int64_t{a.border_case[j + i]} * padded + block * kBlock;
+        const int32_t* start = a.start + int64_t{a.border_case[j + i]} * padded + block * kBlock;
         V::F x[1][VECTORS * 32 / V::kLanes];
-        unrolled<VECTORS * 32 / V::kLanes>([&](auto v) KERNEL_LAMBDA { x[0][v] = sums_of(base + v * V::kLanes, ones(i, v * V::kLanes)); });
+        unrolled<VECTORS * 32 / V::kLanes>([&](auto v) KERNEL_LAMBDA {
+            x[0][v] = V::to_float(V::add_int(ones(i, v * V::kLanes), V::load_int(start + v * V::kLanes)));
+            if constexpr ((FORM & kCounts) == 0) x[0][v] = sum_of(a, j + i, x[0][v]);
+        });
         run.tile<FORM>(&pixel, block * kBlock, x);
     }
 }
@@ -215,9 +213,9 @@ void binary_conv(const BinaryConvArgs& a, int begin, int end, int block) {
     const EpilogueRunner run(*a.epilogue);
     const int channels = a.out_channels - block * kBlock;
     if (block_lanes(a.out_channels, block) > 32)
-        with_form(run, channels >= 64, [&](auto form) { binary_tiles<4, 2, form()>(a, run, begin, end, block); });
+        with_counts(run, a, channels >= 64, [&](auto form) { binary_tiles<4, 2, form()>(a, run, begin, end, block); });
     else
-        with_form(run, channels == 32, [&](auto form) { binary_tiles<4, 1, form()>(a, run, begin, end, block); });
+        with_counts(run, a, channels == 32, [&](auto form) { binary_tiles<4, 1, form()>(a, run, begin, end, block); });
 }
 
 // P pixels x 16 channels of float sums in registers.

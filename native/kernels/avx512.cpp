@@ -83,7 +83,7 @@ struct CarrySaveTile {
                 for (int c = 0; c < kLanes; ++c) pop[i][c] += more[i][c];
         }
         for (int i = 0; i < P; ++i)
-            for (int v = 0; v < VECTORS; ++v) ones[i][v] = _mm512_load_si512(pop[i] + v * V::kLanes);
+            for (int v = 0; v < VECTORS; ++v) ones[i][v] = _mm512_add_epi32(_mm512_load_si512(pop[i] + v * V::kLanes), _mm512_loadu_si512(in.start[i] + v * V::kLanes));
     }
 
 private:

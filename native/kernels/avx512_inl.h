@@ -41,7 +41,7 @@ struct V {
     static void store(Rounded p, F a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p.at), rounded(a)); }
     static void store_n(Rounded p, F a, int n) { _mm256_mask_storeu_epi16(p.at, first(n), rounded(a)); }
     static F add(F a, F b) { return _mm512_add_ps(a, b); }
-    static F add_too(F a, F b) { return _mm512_fmadd_ps(a, _mm512_set1_ps(1.0f), b); }
+    static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
     static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
     static F div(F a, F b) { return _mm512_div_ps(a, b); }
     static F max(F a, F b) { return _mm512_max_ps(a, b); }
@@ -81,11 +81,12 @@ struct V {
 
 namespace {
 
-// Where a tile of P jobs reads: framed input of each job, and the words of the reduction; and what it fetches for later,
+// Where a tile of P jobs reads: framed input and start of each job, and the words of the reduction; and what it fetches for later,
 // a line every `ahead_step` bytes, one a word.
 template <int P>
 struct TileInput {
     const uint32_t* job[P];
+    const int32_t* start[P];  // of the counts, VECTORS * 16 of them
     const int32_t* word_offset;
     int words;
     const char* ahead;
@@ -140,18 +141,20 @@ private:
 };
 
 // Walks [begin, end) in tiles of P, then of P/2 ... 1 jobs. Tile<P, VECTORS>::run(input, weights, ones) counts the ones of
-// input xor weights, in registers; VECTORS is the number of 16-channel vectors in the block. base - 2 * ones is exact in
-// floats (program.cpp bounds the reduction).
+// input xor weights from their start on, in registers; VECTORS is the number of 16-channel vectors in the block. Counts are
+// exact in floats (program.cpp bounds the reduction).
 template <template <int, int> class Tile, int VECTORS, int P, Form FORM>
 KERNEL_NOINLINE int binary_tiles(const BinaryConvArgs& a, const EpilogueRunner& run, int begin, int end, int block) {
     const int padded = block_count(a.out_channels) * kBlock;
     const uint32_t* weights = a.weights + int64_t{block} * a.words * kBlock;
-    const __m512 minus_two = _mm512_set1_ps(-2.0f);
     const Ahead ahead(a, block, (end - begin) / P);
     int j = begin;
     for (int t = 0; j + P <= end; j += P, ++t) {
         TileInput<P> in;
-        for (int i = 0; i < P; ++i) in.job[i] = a.input + a.job_offset[j + i];
+        for (int i = 0; i < P; ++i) {
+            in.job[i] = a.input + a.job_offset[j + i];
+            in.start[i] = a.start + int64_t{a.border_case[j + i]} * padded + block * kBlock;
+        }
         in.word_offset = a.word_offset;
         in.words = a.words;
         ahead.part(t, in);
@@ -161,9 +164,9 @@ KERNEL_NOINLINE int binary_tiles(const BinaryConvArgs& a, const EpilogueRunner& 
         __m512 x[P][VECTORS];
         unrolled<P>([&](auto i) KERNEL_LAMBDA {
             pixel[i] = pixel_of(a.pixel, j + i);
-            const float* base = a.base + int64_t{a.border_case[j + i]} * padded + block * kBlock;
             unrolled<VECTORS>([&](auto v) KERNEL_LAMBDA {
-                x[i][v] = _mm512_fmadd_ps(minus_two, _mm512_cvtepi32_ps(ones[i][v]), _mm512_loadu_ps(base + v * V::kLanes));
+                x[i][v] = _mm512_cvtepi32_ps(ones[i][v]);
+                if constexpr ((FORM & kCounts) == 0) x[i][v] = sum_of(a, j + i, x[i][v]);
             });
         });
         run.tile<FORM>(pixel, block * kBlock, x);
@@ -174,7 +177,7 @@ KERNEL_NOINLINE int binary_tiles(const BinaryConvArgs& a, const EpilogueRunner& 
 
 template <template <int, int> class Tile, int VECTORS, int P>
 void binary_forms(const BinaryConvArgs& a, const EpilogueRunner& run, int begin, int end, int block) {
-    with_form(run, a.out_channels - block * kBlock >= VECTORS * V::kLanes,
+    with_counts(run, a, a.out_channels - block * kBlock >= VECTORS * V::kLanes,
               [&](auto form) { binary_tiles<Tile, VECTORS, P, form()>(a, run, begin, end, block); });
 }
 

@@ -41,7 +41,7 @@ template <int P, int VECTORS>
 struct PopcountTile {
     static void run(const TileInput<P>& in, const uint32_t* w, __m512i (&ones)[P][VECTORS]) {
         for (int i = 0; i < P; ++i)
-            for (int v = 0; v < VECTORS; ++v) ones[i][v] = _mm512_setzero_si512();
+            for (int v = 0; v < VECTORS; ++v) ones[i][v] = _mm512_loadu_si512(in.start[i] + v * V::kLanes);
         for (int k = 0; k < in.words; ++k, w += VECTORS * V::kLanes)
             for (int i = 0; i < P; ++i) {
                 const __m512i word = _mm512_set1_epi32(static_cast<int>(in.job[i][in.word_offset[k]]));

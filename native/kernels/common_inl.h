@@ -5,7 +5,7 @@
 // V::F      kLanes floats          V::kLanes   8, 16 or 32
 // V::load / load_n(p, n) / store / store_n of float* and Bf16*, set1, add, mul, min, max, ge0 -> bits; write_signs where
 // that is quicker
-// V::add_too(a, b): a + b, on the multipliers where additions would crowd the adders
+// V::fma(a, b, c): a * b + c, rounded once
 // V::I      kLanes integers, with load_int / store_int, set1_int, add_int, max_int, xor_int, to_float
 // V::max_or(x, y): y where x is NaN
 // V::store_bytes_n(p, x, zero, n): x rounded to an integer, half to even, plus `zero`
@@ -38,15 +38,11 @@ constexpr std::array<float, 32> filled(float x) {
 // (min > x ? min : x) and (max < x ? max : x): NaN goes through, as in PyTorch.
 inline V::F clip(V::F x, V::F lo, V::F hi) { return V::min(hi, V::max(lo, x)); }
 
-inline float transcendental(StepKind kind, float x) {
-    switch (kind) {
-        case StepKind::sigmoid: return 1.0f / (1.0f + std::exp(-x));
-        case StepKind::silu: return x / (1.0f + std::exp(-x));
-        case StepKind::hard_sigmoid: return std::min(std::max(x + 3.0f, 0.0f), 6.0f) / 6.0f;
-        case StepKind::hard_swish: return x * std::min(std::max(x + 3.0f, 0.0f), 6.0f) / 6.0f;
-        default: return x;
-    }
-}
+inline float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
+inline float silu(float x) { return x / (1.0f + std::exp(-x)); }
+
+// relu6(x + 3)
+inline V::F hard(V::F x) { return clip(V::add(x, V::set1(3.0f)), V::set1(0.0f), V::set1(6.0f)); }
 
 inline V::F prelu(V::F x, V::F slope) { return V::select_ge0(x, x, V::mul(x, slope)); }
 
@@ -58,14 +54,16 @@ inline void write_bits(uint32_t* words, uint64_t bits, int valid) {
 }
 
 // Which stages an epilogue has. Code that knows them needs no branches and no pointers that may be empty, which layers with
-// a short reduction feel most. kUnknownForm asks for every stage as it comes; kHalves: the maps are Bf16.
-enum Form : unsigned { kUnknownForm = 0, kAffine = 1, kAdd = 2, kStore = 4, kSign = 8, kHalves = 16 };
+// a short reduction feel most. kUnknownForm asks for every stage as it comes; kHalves: the maps are Bf16;
+// kCounts: what comes in is to be multiplied by -2 first (the affine does so at no cost).
+enum Form : unsigned { kUnknownForm = 0, kAffine = 1, kAdd = 2, kStore = 4, kSign = 8, kHalves = 16, kCounts = 32 };
 
-// The common form of an epilogue, in this order: affine, up to two adds, affine, clip or prelu, then a store and signs.
+// The common form of an epilogue, in this order: affine, mul, up to two adds, affine, clip or prelu, then a store and signs.
 // It runs in registers; anything else goes step by step through a row of 64 floats.
 struct FusedEpilogue {
     static constexpr int kSigns = 4;
     const Step* affine = nullptr;
+    const Step* mul = nullptr;
     const Step* add[2] = {nullptr, nullptr};
     const Step* after = nullptr;  // the affine behind the adds
     const Step* clip = nullptr;
@@ -81,23 +79,24 @@ struct FusedEpilogue {
         for (int i = 0; i < e.count; ++i) {
             const Step* s = &e.steps[i];
             switch (s->kind) {
-                case StepKind::affine: stage == 0 ? take(affine, s, stage, 1) : take(after, s, stage, 4); break;
-                case StepKind::add: stage < 2 ? take(add[0], s, stage, 2) : take(add[1], s, stage, 3); break;
-                case StepKind::clip: take(clip, s, stage, 5); break;
-                case StepKind::prelu: take(prelu, s, stage, 5); break;
+                case StepKind::affine: stage == 0 ? take(affine, s, stage, 1) : take(after, s, stage, 5); break;
+                case StepKind::mul: take(mul, s, stage, 2); break;
+                case StepKind::add: stage < 3 ? take(add[0], s, stage, 3) : take(add[1], s, stage, 4); break;
+                case StepKind::clip: take(clip, s, stage, 6); break;
+                case StepKind::prelu: take(prelu, s, stage, 6); break;
                 // store, quantize and sign leave x as it is, so their mutual order is free
                 case StepKind::quantize:
                     valid = valid && !quantize;
-                    quantize = s, stage = 6;
+                    quantize = s, stage = 7;
                     break;
                 case StepKind::store:
                     valid = valid && !store;
-                    store = s, stage = 6;
+                    store = s, stage = 7;
                     break;
                 case StepKind::sign:
                     if (signs < kSigns) sign[signs] = s;
                     valid = valid && ++signs <= kSigns;
-                    stage = 6;
+                    stage = 7;
                     break;
                 default: valid = false;
             }
@@ -106,7 +105,7 @@ struct FusedEpilogue {
 
     // The form, where it is made of the four stages of `Form` alone, each complete: scale and bias, a sign of x itself.
     Form form() const {
-        const bool simple = valid && !add[1] && !after && !clip && !prelu && !quantize && signs <= 1 &&
+        const bool simple = valid && !mul && !add[1] && !after && !clip && !prelu && !quantize && signs <= 1 &&
                             !(affine && !(affine->scale && affine->bias)) && !(signs && (sign[0]->scale || sign[0]->bias));
         const bool halves = (add[0] ? add[0]->bf16 : store ? store->bf16 : nullptr) != nullptr;  // the maps are Bf16
         if (!simple || (store && halves != (store->bf16 != nullptr))) return kUnknownForm;
@@ -146,16 +145,22 @@ private:
 
     template <Form FORM, int P, int N>
     static KERNEL_INLINE void affine(V::F (&x)[P][N], const Step& s, int c0) {
-        if (has<FORM>(kAffine, s.scale))
-            unrolled<N>([&](auto v) KERNEL_LAMBDA {
-                const V::F scale = V::load(s.scale + c0 + v * V::kLanes);
-                unrolled<P>([&](auto i) KERNEL_LAMBDA { x[i][v] = V::mul(x[i][v], scale); });
-            });
-        if (has<FORM>(kAffine, s.bias))
-            unrolled<N>([&](auto v) KERNEL_LAMBDA {
+        const bool scaled = has<FORM>(kAffine, s.scale), biased = has<FORM>(kAffine, s.bias);
+        unrolled<N>([&](auto v) KERNEL_LAMBDA {
+            if (scaled) {
+                V::F scale = V::load(s.scale + c0 + v * V::kLanes);
+                if constexpr ((FORM & kCounts) != 0) scale = V::mul(scale, V::set1(-2.0f));
+                if (biased) {
+                    const V::F bias = V::load(s.bias + c0 + v * V::kLanes);
+                    unrolled<P>([&](auto i) KERNEL_LAMBDA { x[i][v] = V::fma(x[i][v], scale, bias); });
+                } else {
+                    unrolled<P>([&](auto i) KERNEL_LAMBDA { x[i][v] = V::mul(x[i][v], scale); });
+                }
+            } else if (biased) {
                 const V::F bias = V::load(s.bias + c0 + v * V::kLanes);
-                unrolled<P>([&](auto i) KERNEL_LAMBDA { x[i][v] = V::add_too(x[i][v], bias); });
-            });
+                unrolled<P>([&](auto i) KERNEL_LAMBDA { x[i][v] = V::add(x[i][v], bias); });
+            }
+        });
     }
 
     // Signs of 64 channels, where the instruction set has a quicker way; returns whether it has.
@@ -201,15 +206,21 @@ private:
         constexpr Form kNever = static_cast<Form>(0);  // in a known form
         const auto halves = [&](const Step& s) KERNEL_LAMBDA { return FORM == kUnknownForm ? s.bf16 != nullptr : (FORM & kHalves) != 0; };
         if (has<FORM>(kAffine, fused.affine)) affine<FORM>(x, *fused.affine, c0);
-        const auto add_map = [&](const auto* map, int64_t stride) KERNEL_LAMBDA {
+        const auto with_map = [&](const auto* map, int64_t stride, auto operation) KERNEL_LAMBDA {
             unrolled<P>([&](auto i) KERNEL_LAMBDA {
                 const auto* other = map + pixel[i] * stride + c0;
-                unrolled<N>([&](auto v) KERNEL_LAMBDA { x[i][v] = V::add(x[i][v], load(other, v)); });
+                unrolled<N>([&](auto v) KERNEL_LAMBDA { x[i][v] = operation(x[i][v], load(other, v)); });
             });
         };
         const auto add = [&](const Step& s) KERNEL_LAMBDA {
-            halves(s) ? add_map(s.bf16, s.pixel_stride) : add_map(s.real, s.pixel_stride);
+            const auto sum = [](V::F a, V::F b) KERNEL_LAMBDA { return V::add(a, b); };
+            halves(s) ? with_map(s.bf16, s.pixel_stride, sum) : with_map(s.real, s.pixel_stride, sum);
         };
+        if (has<FORM>(kNever, fused.mul)) {
+            const auto product = [](V::F a, V::F b) KERNEL_LAMBDA { return V::mul(a, b); };
+            const Step& s = *fused.mul;
+            s.bf16 ? with_map(s.bf16, s.pixel_stride, product) : with_map(s.real, s.pixel_stride, product);
+        }
         if (has<FORM>(kAdd, fused.add[0])) add(*fused.add[0]);
         if (has<FORM>(kNever, fused.add[1])) add(*fused.add[1]);
         if (has<FORM>(kNever, fused.after)) affine<FORM>(x, *fused.after, c0);
@@ -278,8 +289,10 @@ private:
                 switch (s.kind) {
                     case StepKind::affine:
                     case StepKind::sign:
-                        if (s.scale) x = V::mul(x, V::load(s.scale + c0 + c));
-                        if (s.bias) x = V::add(x, V::load(s.bias + c0 + c));
+                        if (s.scale && s.bias)
+                            x = V::fma(x, V::load(s.scale + c0 + c), V::load(s.bias + c0 + c));
+                        else if (s.scale || s.bias)
+                            x = s.scale ? V::mul(x, V::load(s.scale + c0 + c)) : V::add(x, V::load(s.bias + c0 + c));
                         if (s.kind == StepKind::sign) {
                             bits |= static_cast<uint64_t>(V::ge0(x)) << c;
                             continue;  // x itself goes on unchanged
@@ -293,8 +306,11 @@ private:
                     case StepKind::store:
                         s.bf16 ? V::store_n(s.bf16 + at + c, x, n) : V::store_n(s.real + at + c, x, n);
                         continue;
-                    default:
-                        for (int k = 0; k < V::kLanes; ++k) row[c + k] = transcendental(s.kind, row[c + k]);
+                    case StepKind::hard_sigmoid: x = V::div(hard(x), V::set1(6.0f)); break;
+                    case StepKind::hard_swish: x = V::div(V::mul(x, hard(x)), V::set1(6.0f)); break;
+                    case StepKind::sigmoid:
+                    case StepKind::silu:
+                        for (int k = 0; k < n; ++k) row[c + k] = s.kind == StepKind::silu ? silu(row[c + k]) : sigmoid(row[c + k]);
                         continue;
                 }
                 V::store(row + c, x);
@@ -317,6 +333,19 @@ KERNEL_INLINE void with_form(const EpilogueRunner& run, bool whole, F f) {
         case kSigned: return f(std::integral_constant<Form, kSigned>{});
         default: return f(std::integral_constant<Form, kUnknownForm>{});
     }
+}
+
+// The same for a binary convolution, whose sums are -2 * counts in the known forms: f(form) gets the counts' form.
+template <class F>
+KERNEL_INLINE void with_counts(const EpilogueRunner& run, const BinaryConvArgs& a, bool whole, F f) {
+    with_form(run, whole && !a.odd, [&](auto form) KERNEL_LAMBDA {
+        f(std::integral_constant<Form, static_cast<Form>(form() == kUnknownForm ? form() : form() | kCounts)>{});
+    });
+}
+
+// What a count stands for.
+inline V::F sum_of(const BinaryConvArgs& a, int job, V::F count) {
+    return V::fma(V::set1(-2.0f), count, V::set1(a.odd ? a.odd[a.border_case[job]] : 0.0f));
 }
 
 // Rows of up to 64 sums, one a pixel, to the epilogue: four pixels at a time, then one.
@@ -376,7 +405,7 @@ KERNEL_INLINE void pool_window(const PoolArgs& a, const T* map, const Window& w,
             const T* at = input + (y * a.width + w.x0 + kx * a.dilation[1]) * a.pixel_stride;
             for (int v = 0; v < VECTORS; ++v) {
                 V::F x = v + 1 < VECTORS || n == V::kLanes ? V::load(at + v * V::kLanes) : V::load_n(at + v * V::kLanes, n);
-                if constexpr (SCALED) x = V::add(V::mul(x, scale[v]), bias[v]);
+                if constexpr (SCALED) x = V::fma(x, scale[v], bias[v]);
                 sum[v] = MAX ? V::max(sum[v], x) : V::add(sum[v], x);  // NaN is taken from the picture
             }
         }
@@ -415,7 +444,7 @@ KERNEL_INLINE void pool_inner(const PoolArgs& a, const InnerWindows& inner, cons
         const T* at = first + inner.offset[t] + c;
         unrolled<N>([&](auto v) KERNEL_LAMBDA {
             V::F x = V::load(at + v * V::kLanes);
-            if constexpr (SCALED) x = V::add(V::mul(x, scale[v]), bias[v]);
+            if constexpr (SCALED) x = V::fma(x, scale[v], bias[v]);
             sum[v] = MAX ? V::max(sum[v], x) : V::add(sum[v], x);
         });
     }
@@ -491,7 +520,7 @@ int sign_pixels(const ElementwiseArgs& a, const T* map, int begin, int end) {
                 uint32_t bits[PIXELS] = {};
                 for (int v = 0; v < kVectors; ++v) {
                     const V::F m = V::load(scale + v * V::kLanes), n = V::load(bias + v * V::kLanes);
-                    for (int i = 0; i < PIXELS; ++i) bits[i] |= V::ge0(V::add(V::mul(x[i][v], m), n)) << (v * V::kLanes);
+                    for (int i = 0; i < PIXELS; ++i) bits[i] |= V::ge0(V::fma(x[i][v], m, n)) << (v * V::kLanes);
                 }
                 for (int i = 0; i < PIXELS; ++i)
                     s.bits[s.bit_offset[p + i] + c / 32] = valid == 32 ? bits[i] : bits[i] & ((uint32_t{1} << valid) - 1);

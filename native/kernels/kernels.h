@@ -60,8 +60,9 @@ struct BinaryConvArgs {
     const int32_t* word_offset;    // [words] offset of each reduction word from the job's first tap
     int words;                     // reduction length in words
     const uint32_t* weights;       // BinaryWeights
-    const float* base;             // [border cases][out_channels rounded up to 64], whole numbers
-    const int32_t* border_case;    // of job j; result = base[case][channel] - 2 * popcount(input xor weight)
+    const int32_t* start;          // [border cases][out_channels rounded up to 64]
+    const float* odd;              // [border cases], 0 or 1; null: all 0
+    const int32_t* border_case;    // of job j; result = odd[case] - 2 * (start[case][channel] + popcount(input xor weight))
     int out_channels;
     const Epilogue* epilogue;
     const char* upcoming = nullptr;  // weights of a layer that runs soon, worth fetching; may be empty

@@ -14,6 +14,21 @@
 namespace leanconv::portable {
 namespace {
 
+// a * b + c, rounded once.
+inline float fused(float a, float b, float c) {
+#ifdef FP_FAST_FMAF
+    return std::fma(a, b, c);
+#else  // the library's function would be called for each number
+    const double product = static_cast<double>(a) * b;  // exact
+    const double sum = product + c, part = sum - product;
+    const double error = (product - (sum - part)) + (c - part);  // exact, too
+    uint64_t bits = std::bit_cast<uint64_t>(sum);
+    // rounded to odd, so that rounding once more to float errs nowhere
+    if ((error < 0 || error > 0) && (bits & 1) == 0) bits += (error > 0) == (sum > 0) ? 1 : ~uint64_t{0};
+    return static_cast<float>(std::bit_cast<double>(bits));
+#endif
+}
+
 struct V {
     static constexpr int kLanes = 32;  // fewer, longer vectors build sooner
     struct F {
@@ -46,7 +61,7 @@ struct V {
         }
     }
     static F add(F a, F b) { return map([&](int i) { return a.v[i] + b.v[i]; }); }
-    static F add_too(F a, F b) { return add(a, b); }
+    static F fma(F a, F b, F c) { return map([&](int i) { return fused(a.v[i], b.v[i], c.v[i]); }); }
     static F mul(F a, F b) { return map([&](int i) { return a.v[i] * b.v[i]; }); }
     static F div(F a, F b) { return map([&](int i) { return a.v[i] / b.v[i]; }); }
     static F max(F a, F b) { return map([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
@@ -108,9 +123,10 @@ void binary_conv(const BinaryConvArgs& a, int begin, int end, int block) {
             const uint32_t* w = weights + int64_t{k} * lanes;
             for (int c = 0; c < lanes; ++c) pop[c] += popcount(word ^ w[c]);
         }
-        const float* base = a.base + int64_t{a.border_case[j]} * padded + block * kBlock;
+        const int32_t* start = a.start + int64_t{a.border_case[j]} * padded + block * kBlock;
+        const float odd = a.odd ? a.odd[a.border_case[j]] : 0.0f;
         alignas(64) float sum[kBlock];
-        for (int c = 0; c < lanes; ++c) sum[c] = base[c] - 2.0f * static_cast<float>(pop[c]);
+        for (int c = 0; c < lanes; ++c) sum[c] = odd - 2.0f * static_cast<float>(start[c] + pop[c]);
         finish_row(run, pixel_of(a.pixel, j), block * kBlock, a.out_channels - block * kBlock, sum);
     }
 }

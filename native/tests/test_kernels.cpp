@@ -65,14 +65,15 @@ TEST(binary_conv_kernels) {
                 for (int k = 0; k < words; ++k) word_offset.push_back(words - 1 - k);
                 std::vector<uint32_t> weights(static_cast<size_t>(all_lanes(channels)) * static_cast<size_t>(words));
                 const int padded = block_count(channels) * kBlock;
-                std::vector<float> base(static_cast<size_t>(3 * padded));
+                std::vector<int32_t> start(static_cast<size_t>(3 * padded));
+                const std::vector<float> odd = {0, 1, 0};
                 const auto weight = [&](int c, int k) -> uint32_t& {
                     const int block = c / kBlock;
                     return weights[static_cast<size_t>(block * words * kBlock + k * block_lanes(channels, block) + c % kBlock)];
                 };
                 for (int c = 0; c < channels; ++c) {
                     for (int k = 0; k < words; ++k) weight(c, k) = random_bits();
-                    for (int i = 0; i < 3; ++i) base[static_cast<size_t>(i * padded + c)] = static_cast<float>(random_bits() % 1000);
+                    for (int i = 0; i < 3; ++i) start[static_cast<size_t>(i * padded + c)] = static_cast<int32_t>(random_bits() % 1000) - 500;
                 }
                 each_isa([&](const Kernels& kernels) {
                     const int stride = channels + 3;
@@ -90,7 +91,8 @@ TEST(binary_conv_kernels) {
                     a.words = words;
                     const std::vector<uint32_t> nibbles = nibbles_of(weights, words, channels);
                     a.weights = kernels.binary_weights == BinaryWeights::nibbles ? nibbles.data() : weights.data();
-                    a.base = base.data();
+                    a.start = start.data();
+                    a.odd = jobs > 3 ? odd.data() : nullptr;
                     a.border_case = border.data();
                     a.out_channels = channels;
                     a.epilogue = &epilogue;
@@ -106,7 +108,8 @@ TEST(binary_conv_kernels) {
                                 int ones = 0;
                                 for (int k = 0; k < words; ++k)
                                     ones += std::popcount(input[static_cast<size_t>(job_offset[static_cast<size_t>(j)] + word_offset[static_cast<size_t>(k)])] ^ weight(c, k));
-                                want = base[static_cast<size_t>(border[static_cast<size_t>(j)] * padded + c)] - 2.0f * static_cast<float>(ones);
+                                const size_t at = static_cast<size_t>(border[static_cast<size_t>(j)]);
+                                want = (a.odd ? odd[at] : 0.0f) - 2.0f * static_cast<float>(start[at * static_cast<size_t>(padded) + static_cast<size_t>(c)] + ones);
                             }
                             same = same && out[static_cast<size_t>(pixel[static_cast<size_t>(j)] * stride + c)] == want;
                         }
@@ -231,8 +234,7 @@ TEST(int8_conv_with_pooling_kernels) {
                         int sum = base[static_cast<size_t>(c)];
                         for (int k = 0; k < groups * 4; ++k)
                             sum += weight(c, k) * input[static_cast<size_t>(job_offset[static_cast<size_t>(j)] + group_offset[static_cast<size_t>(k / 4)] + k % 4)];
-                        float x = static_cast<float>(sum) * scale[static_cast<size_t>(c)];
-                        x += bias[static_cast<size_t>(c)];
+                        const float x = std::fma(static_cast<float>(sum), scale[static_cast<size_t>(c)], bias[static_cast<size_t>(c)]);
                         const int y = j / width, column = j % width;
                         for (int py = y / 2; py <= std::min((y + 1) / 2, out_height - 1); ++py)
                             for (int px = column / 2; px <= std::min((column + 1) / 2, out_width - 1); ++px) {
@@ -365,8 +367,8 @@ TEST(pooling_scales_what_it_reads) {
                         float best = -std::numeric_limits<float>::infinity(), sum = 0;
                         for (int y = p / 2 * 2; y < p / 2 * 2 + 2; ++y)
                             for (int x = p % 2 * 3; x < p % 2 * 3 + 3; ++x) {
-                                float v = input[static_cast<size_t>((y * kWidth + x) * stride + c)] * scale[static_cast<size_t>(c)];
-                                v += bias[static_cast<size_t>(c)];
+                                const float v = std::fma(input[static_cast<size_t>((y * kWidth + x) * stride + c)], scale[static_cast<size_t>(c)],
+                                                         bias[static_cast<size_t>(c)]);
                                 best = std::max(best, v);
                                 sum += v;
                             }

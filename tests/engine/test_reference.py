@@ -1,14 +1,18 @@
 """The oracle itself, against PyTorch's functions and against loops written out."""
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from leanconv.engine import reference
 from leanconv.program import Input, Op, Output, Program, ProgramError, Step, Value, pack_bits
+from tests.engine.builder import Builder, check
 
 RNG = np.random.default_rng(0)
 
@@ -147,12 +151,39 @@ def test_dense_global_pool_and_flatten():
     np.testing.assert_allclose(got[:, :, 0, 0], x[:, :, 0, 0] @ w.T, rtol=1e-5, atol=1e-5)
 
 
+def nearest(exact: Fraction) -> np.float32:
+    """The float32 next to an exact number, of two equally near the one whose last bit is 0."""
+    guess = np.float32(float(exact))
+    around = [np.nextafter(guess, np.float32(end)) for end in (-np.inf, np.inf)]
+    return min([guess, *around], key=lambda f: (abs(Fraction(float(f)) - exact), f.view(np.int32) & 1))
+
+
+FLOATS = st.floats(-(2.0**40), 2.0**40, width=32).filter(lambda f: f == 0 or abs(f) > 2.0**-40)
+
+
+@given(FLOATS, FLOATS, FLOATS)
+@example(1 + 2.0**-12, 1 + 2.0**-12, 2.0**-30)  # the product lies between two floats, float64's sum with the bias, too
+@example(1 + 2.0**-12, 1 + 2.0**-12, -(2.0**-40))
+@example(2.0**24 + 2, 1 + 2.0**-23, 2.0**-40)
+def test_a_fused_multiply_add_rounds_once(x, scale, bias):
+    exact = Fraction(x) * Fraction(scale) + Fraction(bias)
+    got = reference.fused_multiply_add(*(np.array([f], np.float32) for f in (x, scale, bias)))
+    assert got[0] == nearest(exact)
+    program = Builder(1)
+    affine = Step("affine", scale=program.tensor(np.float32([scale])), bias=program.tensor(np.float32([bias])))
+    program.output(program.elementwise(program.input, [affine, program.store(1)]))
+    check(program.program(), np.full((1, 1, 1, 1), x, np.float32), exact=True)
+
+
 def test_steps_follow_pytorch_bit_for_bit():
     x, scale, bias, slope = normal(2, 4, 3, 3), normal(4), normal(4), normal(4)
     t, per_channel = torch.from_numpy(x), (lambda a: torch.from_numpy(a).view(1, 4, 1, 1))
     tensors = {"scale": scale, "bias": bias, "slope": slope}
     cases = [
-        (Step("affine", scale="scale", bias="bias"), t * per_channel(scale) + per_channel(bias)),
+        (
+            Step("affine", scale="scale", bias="bias"),  # fused: float64 holds the product, the sum is rounded once
+            (t.double() * per_channel(scale).double() + per_channel(bias).double()).float(),
+        ),
         (Step("affine", bias="bias"), t + per_channel(bias)),
         (Step("affine", scale="scale"), t * per_channel(scale)),
         (Step("clip", min=0.0), t.relu()),
@@ -206,15 +237,15 @@ def test_sign_of_zero_minus_zero_and_nan():
 
 
 def test_steps_round_each_operation():
-    """scale then bias, never a fused multiply-add: the product is rounded before the sum."""
+    """A scale with its bias is one operation; a scale alone is rounded before the bias of the next step."""
     x = np.float32(1 + 2**-12)
-    program = one_op(
-        Op("elementwise", "e", [], steps=[Step("affine", scale="s", bias="b")]),
-        1,
-        1,
-        {"s": np.array([x]), "b": np.array([-(1 + 2**-11)], np.float32)},
-    )
-    assert reference.run(program, [np.full((1, 1, 1, 1), x)])[0].item() == 0.0  # fused it would be 2**-24
+    tensors = {"s": np.array([x]), "b": np.array([-(1 + 2**-11)], np.float32)}
+    for steps, want in (
+        ([Step("affine", scale="s", bias="b")], 2.0**-24),
+        ([Step("affine", scale="s"), Step("affine", bias="b")], 0.0),
+    ):
+        program = one_op(Op("elementwise", "e", [], steps=steps), 1, 1, tensors)
+        assert reference.run(program, [np.full((1, 1, 1, 1), x)])[0].item() == want
 
 
 def test_outside_layouts():

@@ -2,7 +2,8 @@
 
 Binary and int8 convolutions are exact integers. Real-valued sums (convolutions, dense layers, average pools) are taken
 in float64 and rounded once, so that any float32 order of summation can be compared with them. Steps are float32 with
-one rounding an operation, in the stated order: given equal inputs, a native epilogue must give the same bits.
+one rounding an operation (a scale with a bias is one operation), in the stated order: given equal inputs, a native
+epilogue must give the same bits.
 
 Maps are NHWC here: real values float32 (those of bf16 rounded where they are stored), bits int8 with +-1, bytes uint8.
 """
@@ -326,11 +327,33 @@ _FUNCTIONS: dict[str, Callable[[Map], Map]] = {
 
 
 def _scaled(program: Program, step: Step, x: Map) -> Map:
-    if step.scale is not None:
-        x = x * program.tensors[step.scale]
-    if step.bias is not None:
-        x = x + program.tensors[step.bias]
-    return x
+    scale, bias = (None if name is None else program.tensors[name] for name in (step.scale, step.bias))
+    if scale is not None and bias is not None:
+        return fused_multiply_add(x, scale, bias)
+    if scale is not None:
+        return x * scale
+    return x if bias is None else x + bias
+
+
+def fused_multiply_add(x: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """``x * scale + bias`` of float32 numbers, rounded once.
+
+    A float64 holds the product exactly and the sum rounded to odd (a sum that is not exact gets a last bit of 1), which
+    rounded again gives what rounding once would.
+
+    >>> small, one = np.float32(2**-13), np.float32(1)
+    >>> bool(fused_multiply_add(one + small, one - small, -one) == -small * small)  # rounded, the product is 1
+    True
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = np.asarray(x, np.float64) * scale
+        total = product + bias
+        part = total - product
+        error = (product - (total - part)) + (bias - part)
+        bits = total.view(np.int64)
+        inexact = ((error < 0) | (error > 0)) & (bits & 1 == 0)
+        odd = bits + np.where(inexact, np.where((error > 0) == (total > 0), 1, -1), 0)
+        return odd.view(np.float64).astype(np.float32)
 
 
 def written_by(program: Program, step: Step, x: Map) -> Map:
