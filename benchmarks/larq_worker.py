@@ -1,8 +1,14 @@
 """Bi-Real ResNet-18 in Larq Compute Engine: obeys the commands of leanconv.bench.worker for `network.py --larq PYTHON`.
 
-PYTHON is an interpreter of its own: `pip install larq larq-compute-engine==0.16.0 "tensorflow-cpu==2.16.*"
-"tf-keras==2.16.*"`. Nothing of leanconv is imported. Weights are random: they do not change the time. Padding is with
-ones, which Larq's converter fuses; zeros would be slower.
+PYTHON is an interpreter of its own, 3.10 to 3.12 (the converter needs TensorFlow 2.16, that numpy below 2 and Keras 2):
+
+    python3 -m venv larq
+    larq/bin/pip install larq-compute-engine==0.16.0 larq==0.14.0 tensorflow==2.16.2 tf-keras==2.16.0
+
+Nothing of leanconv is imported. Weights are random: they do not change the time. Padding is with ones, which Larq's
+converter fuses; zeros would be slower. Both of its kernels are offered: the one that it takes by default, and
+`use_indirect_bgemm`, which is several times faster on x86. Either must give what its reference kernel gives. XNNPACK is
+left off, as by default: on one thread it changes little, on two it made the network slower.
 """
 
 from __future__ import annotations
@@ -18,6 +24,8 @@ from typing import Any
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+TOLERANCE = 1e-3  # of the outputs' standard deviation
 
 
 def network(size: int) -> Any:
@@ -75,7 +83,7 @@ def timed(call: Callable[[], object], seconds: float, least: int) -> list[float]
 
 
 def main() -> None:
-    """Obey the commands `load` (size, batch, threads) and `time` (seconds or calls) on stdin."""
+    """Obey the commands `load` (size, batch, threads, indirect) and `time` (seconds or calls) on stdin."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the libraries print must not be taken for an answer
     interpreter: Any = None
@@ -89,12 +97,17 @@ def main() -> None:
                 import numpy as np
 
                 flatbuffer = lce.convert_keras_model(network(command["size"]))
-                interpreter = lce.testing.Interpreter(flatbuffer, num_threads=command["threads"])
                 shape = (command["batch"], command["size"], command["size"], 3)
                 pictures = np.random.default_rng(0).standard_normal(shape, np.float32)
+                reference = lce.testing.Interpreter(flatbuffer, use_reference_bconv=True)
+                expected = np.asarray(reference.predict(pictures))
+                options = {"num_threads": command["threads"], "use_indirect_bgemm": command["indirect"]}
+                interpreter = lce.testing.Interpreter(flatbuffer, **options)
                 output = np.asarray(interpreter.predict(pictures))
                 if output.shape != (command["batch"], 1000) or not np.isfinite(output).all():
                     raise ValueError(f"the network gave {output.shape} values, or some that are not finite")
+                if not (difference := np.abs(output - expected).max() / expected.std()) < TOLERANCE:
+                    raise ValueError(f"the network gave other values than the reference kernel: {difference:.2g}")
                 reply = {"about": {"version": lce.__version__}, "bytes": len(flatbuffer)}
             else:
                 started = time.process_time()

@@ -2,7 +2,8 @@
 
     python benchmarks/layers.py                            one thread, batch 1, all rivals
     python benchmarks/layers.py --rivals ""                ours alone, as a share of the peak: under a minute
-    python benchmarks/layers.py --threads 2 --batch 8 --extra --json results/layers.json
+    python benchmarks/layers.py --extra --json results/speed/MACHINE/layers.json
+    python benchmarks/layers.py --threads 2 --json results/speed/MACHINE/layers_2threads.json
 
 The layers are the 16 binary 3x3 convolutions of bireal_resnet18 at 224x224. Ours are measured where they run, inside
 that network, each with its batch norm, shortcut, sign and packing; `--extra` adds 1x1 layers and odd widths, inside
@@ -382,6 +383,8 @@ def main(arguments: list[str] | None = None) -> None:
     unknown = [isa for isa in isas if isa not in engine.isa_names()]
     if unknown:
         raise SystemExit(f"this processor does not run {', '.join(unknown)}; it has {', '.join(engine.isa_names())}")
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     extra = list(EXTRA) if options.extra else []
     result = measure(options.threads, options.batch, options.rounds, rivals, isas, extra)
     if options.json is not None:

@@ -1,17 +1,18 @@
 """Whole networks: a 1-bit network in leanconv beside the float network of its shape in every rival engine, in one run.
 
     python benchmarks/network.py                              bireal_resnet18, 224x224, 1 thread and 2
-    python benchmarks/network.py --packed int8.lconv --busy --json results/speed_network.json
-    python benchmarks/network.py --larq ~/larq/bin/python     beside Larq Compute Engine: it runs the 1-bit network
+    python benchmarks/network.py --busy --json results/speed/MACHINE/network.json
+    python benchmarks/network.py --larq larq/bin/python       beside Larq Compute Engine: it runs the 1-bit network
 
-Measured are: the latency of batch 1 with each number of threads, ours and the rivals' (fp32, bf16, int8) and with
-`--beside` further float networks in them; the float networks in our engine; batch 8 of ours; what an AVX2 processor
-would see (ours held to AVX2, float networks in OpenVINO held to AVX2 by oneDNN's own switch); loading the packed file;
-its bytes against the fp32 checkpoint of the float network; and with `--busy` 1,000 calls while every core has other
-work, against as many without.
+Measured are: the latency of batch 1 with each number of threads, ours (real-valued layers in fp32 and in int8) and the
+rivals' (fp32, bf16, int8) and with `--beside` further float networks in them; the float networks in our engine; batch 8
+of ours; what an AVX2 processor would see (ours held to AVX2, float networks in OpenVINO held to AVX2 by oneDNN's own
+switch); loading the packed files; their bytes against the fp32 checkpoint of the float network; and with `--busy` 1,000
+calls while every core has other work, against as many without.
 
-`--packed` adds packed files of the same network (such as one with int8 real layers) as columns of their own. Float
-networks are untrained: weights do not change the time; fp32 engines must give torch's values before anything is timed.
+A packed file given as the model is run as it is, without a form in int8 beside it; `--packed` adds further packed files
+of the same network. Float networks and the int8 form's calibration are made up: weights do not change the time; fp32
+engines must give torch's values before anything is timed.
 Every engine has a process of its own; batches of 60 ms take turns in random order; medians.
 """
 
@@ -46,7 +47,7 @@ from leanconv.program import Program, write_atomic
 RIVALS = "torch,torch-bf16,onnxruntime,onnxruntime-int8,openvino,openvino-bf16,openvino-int8"
 BESIDE_RIVALS = "onnxruntime-int8,openvino,openvino-int8"
 AVX2_RIVAL, AVX2_SWITCH = Rival("openvino"), {"ONEDNN_MAX_CPU_ISA": "AVX2"}
-LARQ_NETWORK = "bireal_resnet18"
+LARQ_NETWORK, LARQ_INDIRECT = "bireal_resnet18", "indirect BGEMM"
 BATCH, CALLS, LOADS = 8, 1000, 20
 
 
@@ -117,7 +118,10 @@ class Study:
         self.pictures = self.folder / "pictures.npy"
         np.save(self.pictures, self.subject.pictures)
         self.inside: dict[str, Path] = {}  # of each float network: its folder, with floats.npy and twin.npy
-        self.packed = [self.subject.packed, *packed]
+        self.packed = [self.subject.packed, *self._int8(model, size), *packed]
+        stems = [file.stem for file in self.packed]
+        if twice := {stem for stem in stems if stems.count(stem) > 1}:
+            raise SystemExit(f"--packed: {', '.join(sorted(twice))} is the name of two files here; rename one")
         needed = list(dict.fromkeys([*rivals, AVX2_RIVAL, Rival("torch")]))
         twin = twin_of(self.subject)
         self.twin = str(twin.name)
@@ -137,6 +141,13 @@ class Study:
     def _folder(self, name: str) -> Path:
         (self.folder / name).mkdir()
         return self.folder / name
+
+    def _int8(self, model: str, size: int | None) -> list[Path]:
+        """The network with its real-valued layers in int8; nothing where the model is a packed file, as it is."""
+        if Path(model).suffix == ".lconv":
+            return []
+        packed = find_subject(model, size, BATCH, self._folder("ours in int8"), say, int8=True).packed
+        return [packed.rename(packed.with_stem(f"{self.network}_int8"))]
 
     def _float(self, subject: Subject) -> Arm:
         """A float network in our own engine."""
@@ -170,8 +181,9 @@ class Study:
                 made.append(self.theirs(name, AVX2_RIVAL, "AVX2", AVX2_SWITCH))
         if larq is not None:
             program = (larq, str(Path(__file__).with_name("larq_worker.py")))
-            load = {"size": self.size[0]}
-            made.append(Arm(self.network, "Larq Compute Engine", load, program=program))
+            for note in ("", LARQ_INDIRECT):
+                load = {"size": self.size[0], "indirect": bool(note)}
+                made.append(Arm(self.network, "Larq Compute Engine", load, program=program, note=note))
         return made
 
 
@@ -369,6 +381,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--calls", type=int, default=CALLS, help="calls with and without busy processes")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     options = parser.parse_args(arguments)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     result = measure(options)
     if options.json is not None:
         write_atomic(options.json, (json.dumps(result, indent=1) + "\n").encode())

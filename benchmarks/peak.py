@@ -1,7 +1,7 @@
 """What a core can do at most: multiply-adds a cycle of binary, int8, bf16 and fp32 arithmetic, and bandwidth.
 
     python benchmarks/peak.py                          one thread, then as many as there are cores
-    python benchmarks/peak.py --json results/speed_peak.json
+    python benchmarks/peak.py --json results/speed/MACHINE/peak.json
 
 Each form is a loop over registers (native/kernels/peak_*.cpp); only what the processor has is run. The clock is
 measured by a chain of dependent additions between the bursts of each loop; the best of many bursts counts.
@@ -72,6 +72,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, nargs="+", help="numbers of threads (1 and all cores)")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     options = parser.parse_args(arguments)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     threads = options.threads or sorted({1, available_cores()})
     result = measure(options.seconds, threads)
     if options.json is not None:

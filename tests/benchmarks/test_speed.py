@@ -74,12 +74,29 @@ def test_a_whole_small_network(tmp_path, capsys):
     assert result["twin"] == "resnet_digits" and [run["threads"] for run in result["runs"]] == [1, 2]
     rows = result["runs"][0]["rows"]
     mine = [row for row in rows if network.ours_at(row, 1)]
-    assert [row["note"] for row in mine] == ["", "again"] and mine[1]["bytes"] == packed.stat().st_size
-    assert sum(network.ours_at(row, network.BATCH) for row in rows) == 2
+    assert [row["note"] for row in mine] == ["", "bireal_digits_int8", "again"]
+    assert [row["real_layers"] for row in mine] == ["fp32", "int8", "fp32"]
+    assert mine[1]["bytes"] < mine[2]["bytes"] == packed.stat().st_size
+    assert sum(network.ours_at(row, network.BATCH) for row in rows) == 3
     avx2 = [row["engine"] for row in rows if row["note"].startswith("AVX2")]
-    assert avx2 == (["leanconv"] * 2 + ["openvino"] * 2 if "avx2" in isa_names() else [])
+    assert avx2 == (["leanconv"] * 3 + ["openvino"] * 2 if "avx2" in isa_names() else [])
     assert result["checkpoint_bytes"] > 4 * packed.stat().st_size
-    assert [entry["file"] for entry in result["loading"]] == ["engine", "again"]
-    assert [(entry["threads"], entry["calls"]) for entry in result["busy"]] == [(1, 40), (2, 40)] * 2
+    assert [entry["file"] for entry in result["loading"]] == ["engine", "bireal_digits_int8", "again"]
+    assert [(entry["threads"], entry["calls"]) for entry in result["busy"]] == [(1, 40), (2, 40)] * 3
     assert all(entry[state]["longest_ms"] > 0 for entry in result["busy"] for state in ("quiet", "busy"))
     assert {row["bound"] for entry in result["profiles"] for row in entry["rows"]} >= {"binary"}
+
+
+def test_a_packed_file_is_measured_as_it_is(tmp_path):
+    from leanconv.networks import from_name
+
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    packed = tmp_path / "one" / "digits.lconv"
+    from_name("bireal_digits", num_classes=10, in_chans=1).compile(8, verify=False)[0].save(packed)
+    study = network.Study(str(packed), None, [], [], [])
+    assert study.packed == [packed]
+    study.close()
+    other = tmp_path / "two" / "digits.lconv"
+    with pytest.raises(SystemExit, match="digits is the name of two files"):
+        network.Study(str(packed), None, [other], [], [])
