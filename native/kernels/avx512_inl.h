@@ -49,12 +49,17 @@ struct V {
     static F select_ge0(F x, F yes, F no) {
         return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GE_OQ), no, yes);
     }
-    // Signs of 64 channels; masks are joined in mask registers and stored from there.
-    static void write_signs(uint32_t* words, const F (&x)[4]) {
+    // Signs of up to 64 channels; masks are joined in mask registers and stored from there.
+    template <bool PARTIAL, int N>
+    static void write_signs(uint32_t* words, const F (&x)[N], int valid) {
         const __m512 zero = _mm512_setzero_ps();
-        const auto mask = [&](int v) { return static_cast<__mmask32>(_mm512_cmp_ps_mask(x[v], zero, _CMP_GE_OQ)); };
-        _store_mask32(reinterpret_cast<__mmask32*>(words), _mm512_kunpackw(mask(1), mask(0)));
-        _store_mask32(reinterpret_cast<__mmask32*>(words + 1), _mm512_kunpackw(mask(3), mask(2)));
+        const auto mask = [&](int v) {
+            if (!PARTIAL) return static_cast<__mmask32>(_mm512_cmp_ps_mask(x[v], zero, _CMP_GE_OQ));
+            return static_cast<__mmask32>(_mm512_mask_cmp_ps_mask(first(std::clamp(valid - v * kLanes, 0, kLanes)), x[v], zero, _CMP_GE_OQ));
+        };
+        const auto pair = [&](int v) { return v + 1 < N ? _mm512_kunpackw(mask(v + 1 < N ? v + 1 : v), mask(v)) : mask(v); };
+        _store_mask32(reinterpret_cast<__mmask32*>(words), pair(0));
+        if (N > 2 && (!PARTIAL || valid > 32)) _store_mask32(reinterpret_cast<__mmask32*>(words + 1), pair(N > 2 ? 2 : 0));
     }
     static uint32_t ge0(F a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_GE_OQ); }
     using I = __m512i;

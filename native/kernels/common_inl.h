@@ -55,8 +55,8 @@ inline void write_bits(uint32_t* words, uint64_t bits, int valid) {
 
 // Which stages an epilogue has. Code that knows them needs no branches and no pointers that may be empty, which layers with
 // a short reduction feel most. kUnknownForm asks for every stage as it comes; kHalves: the maps are Bf16;
-// kCounts: what comes in is to be multiplied by -2 first (the affine does so at no cost).
-enum Form : unsigned { kUnknownForm = 0, kAffine = 1, kAdd = 2, kStore = 4, kSign = 8, kHalves = 16, kCounts = 32 };
+// kCounts: what comes in is to be multiplied by -2 first (the affine does so at no cost); kPartial: not all channels exist.
+enum Form : unsigned { kUnknownForm = 0, kAffine = 1, kAdd = 2, kStore = 4, kSign = 8, kHalves = 16, kCounts = 32, kPartial = 64 };
 
 // The common form of an epilogue, in this order: affine, mul, up to two adds, affine, clip or prelu, then a store and signs.
 // It runs in registers; anything else goes step by step through a row of 64 floats.
@@ -128,11 +128,11 @@ struct EpilogueRunner {
 
     // P pixels, channels [c0, c0 + N * kLanes) as far as they are valid: x[i][v] is vector v of pixel[i]. Each step runs
     // over the whole tile, so that its addresses and branches cost once and the next tile's work can start beneath it.
-    // A FORM that is known is that of `fused`, and all channels are valid.
+    // A FORM that is known is that of `fused`, and all channels are valid but with kPartial.
     template <Form FORM = kUnknownForm, int P, int N>
     KERNEL_INLINE void tile(const int32_t* pixel, int c0, V::F (&x)[P][N]) const {
-        if constexpr (FORM != kUnknownForm) return in_registers<false, FORM>(pixel, c0, N * V::kLanes, x);
         const int count = std::min(N * V::kLanes, e.channels - c0);
+        if constexpr (FORM != kUnknownForm) return in_registers<(FORM & kPartial) != 0, FORM>(pixel, c0, count, x);
         if (!fused.valid) return stepwise(pixel, c0, count, x);
         count == N * V::kLanes ? in_registers<false, FORM>(pixel, c0, count, x) : in_registers<true, FORM>(pixel, c0, count, x);
     }
@@ -163,11 +163,11 @@ private:
         });
     }
 
-    // Signs of 64 channels, where the instruction set has a quicker way; returns whether it has.
-    template <class Vector, int N>
-    static KERNEL_INLINE bool write_whole_block(uint32_t* words, const typename Vector::F (&x)[N]) {
-        constexpr bool kHas = requires { Vector::write_signs(words, x); };
-        if constexpr (kHas) Vector::write_signs(words, x);
+    // Signs of `valid` channels, where the instruction set has a quicker way; returns whether it has.
+    template <bool PARTIAL, class Vector, int N>
+    static KERNEL_INLINE bool write_by_masks(uint32_t* words, const typename Vector::F (&x)[N], int valid) {
+        constexpr bool kHas = requires { Vector::template write_signs<PARTIAL>(words, x, valid); };
+        if constexpr (kHas) Vector::template write_signs<PARTIAL>(words, x, valid);
         return kHas;
     }
 
@@ -175,8 +175,7 @@ private:
     static KERNEL_INLINE void write_signs(const Step& s, const int32_t* pixel, int c0, int count, const V::F (&x)[P][N]) {
         unrolled<P>([&](auto i) KERNEL_LAMBDA {
             uint32_t* words = s.bits + s.bit_offset[pixel[i]] + c0 / 32;
-            if constexpr (!PARTIAL)
-                if (write_whole_block<V>(words, x[i])) return;
+            if (write_by_masks<PARTIAL, V>(words, x[i], count)) return;
             uint64_t bits = 0;
             unrolled<N>([&](auto v) KERNEL_LAMBDA { bits |= static_cast<uint64_t>(V::ge0(x[i][v])) << (v * V::kLanes); });
             write_bits(words, bits, count);
@@ -335,12 +334,20 @@ KERNEL_INLINE void with_form(const EpilogueRunner& run, bool whole, F f) {
     }
 }
 
-// The same for a binary convolution, whose sums are -2 * counts in the known forms: f(form) gets the counts' form.
+// The same for a binary convolution: with kCounts where all channels exist and no sum is odd; else, for fewer forms, with
+// kPartial.
 template <class F>
 KERNEL_INLINE void with_counts(const EpilogueRunner& run, const BinaryConvArgs& a, bool whole, F f) {
-    with_form(run, whole && !a.odd, [&](auto form) KERNEL_LAMBDA {
-        f(std::integral_constant<Form, static_cast<Form>(form() == kUnknownForm ? form() : form() | kCounts)>{});
-    });
+    if (whole && !a.odd)
+        return with_form(run, true, [&](auto form) KERNEL_LAMBDA {
+            f(std::integral_constant<Form, static_cast<Form>(form() == kUnknownForm ? form() : form() | kCounts)>{});
+        });
+    constexpr auto kResidual = static_cast<Form>(kAffine | kAdd | kStore | kSign), kStored = static_cast<Form>(kAffine | kStore);
+    switch (static_cast<unsigned>(run.fused.form())) {
+        case kResidual: return f(std::integral_constant<Form, static_cast<Form>(kResidual | kPartial)>{});
+        case kStored: return f(std::integral_constant<Form, static_cast<Form>(kStored | kPartial)>{});
+        default: return f(std::integral_constant<Form, kUnknownForm>{});
+    }
 }
 
 // What a count stands for.
