@@ -60,24 +60,6 @@ void regroup(const RegroupArgs& a, int begin, int end) {
         }
 }
 
-void depthwise(const DepthwiseArgs& a, int begin, int end) {
-    constexpr int kChunk = 64;
-    for (int j = begin; j < end; ++j) {
-        const float* in = a.input + a.job_offset[j];
-        float* out = a.output + int64_t{j} * a.channels;
-        for (int c0 = 0; c0 < a.channels; c0 += kChunk) {
-            const int count = std::min(kChunk, a.channels - c0);
-            float sum[kChunk] = {};
-            for (int t = 0; t < a.taps; ++t) {
-                const float* x = in + a.tap_offset[t] + c0;
-                const float* w = a.weights + int64_t{t} * a.channels + c0;
-                for (int c = 0; c < count; ++c) sum[c] += x[c] * w[c];
-            }
-            std::memcpy(out + c0, sum, sizeof(float) * static_cast<size_t>(count));
-        }
-    }
-}
-
 // One block of output channels at one tap: `to[i][o] = from[i][o] * gain(i, o)`, rows of `lanes`, `count` of them in use.
 template <class Gain>
 void scale_tap(const float* from, float* to, int in, int lanes, int count, Gain gain) {
@@ -165,14 +147,13 @@ Context::Context(std::shared_ptr<const Plan> plan, const Kernels& kernels)
         if (s.gated) bind(s.depthwise.weights);
         bind(s.adaptive.from.data);
         bind(s.adaptive.output);
-        if (!s.epilogues.empty()) s.pool.epilogue = s.elementwise.epilogue = &s.epilogues.back();
+        if (!s.epilogues.empty()) s.pool.epilogue = s.elementwise.epilogue = s.depthwise.epilogue = &s.epilogues.back();
         bind(s.band.band);
         bind(s.pool.input);
         bind(s.pool.bf16);
         bind(s.elementwise.input);
         bind(s.elementwise.bf16);
         bind(s.depthwise.input);
-        bind(s.depthwise.output);
         bind(s.copy.from.data);
         bind(s.copy.to.data);
         bind(s.regroup.from);
@@ -291,7 +272,7 @@ void Context::unit(const Stage& s, const Unit& u, int slot) const {
         case StageKind::int8: kernels_.int8_conv(s.int8[0], u.begin, u.end, u.block); break;
         case StageKind::pooled: pooled(s, u.begin, u.end, slot); break;
         case StageKind::pooled_sums: pooled_sums(s, u, slot); break;
-        case StageKind::depthwise: depthwise(s.depthwise, u.begin, u.end); break;
+        case StageKind::depthwise: kernels_.depthwise(s.depthwise, u.begin, u.end); break;
         case StageKind::pool: kernels_.pool(s.pool, u.begin, u.end); break;
         case StageKind::elementwise: kernels_.elementwise(s.elementwise, u.begin, u.end); break;
         case StageKind::copy: copy_map(s.copy, u.begin, u.end); break;

@@ -446,7 +446,6 @@ protected:
         relocate(stage.elementwise.input);
         relocate(stage.elementwise.bf16);
         relocate(stage.depthwise.input);
-        relocate(stage.depthwise.output);
         relocate(stage.adaptive.from.data);
         relocate(stage.adaptive.output);
         if (stage.gated) relocate(stage.depthwise.weights);

@@ -369,13 +369,14 @@ private:
                 runs.push_back((ky * op.dilation[0] * source.row_pixels + kx * op.dilation[1]) * source.pixel_stride);
         const int run_count = static_cast<int>(runs.size());
         const int terms = op.kernel[0] * op.kernel[1] * in_channels;
-        float* target = op.groups > 1 ? temporary(index) : nullptr;
+        float* target = op.groups > 1 && !packed.depthwise ? temporary(index) : nullptr;
         if (packed.depthwise) {
             Stage& s = stage(StageKind::depthwise, index);
             s.depthwise = {source.data, table(std::move(offset)), table(std::move(runs)), run_count,
-                           weights[0], op.channels, target};
+                           weights[0], op.channels, nullptr};
+            add_epilogue(s, bound_steps(index), op.channels);
             s.gated = op.kind == OpKind::gated_conv;
-            s.cost = cost_of(0, macs * 4, elements(op));
+            s.cost = cost_of(0, macs, elements(op));
             add_part(s, out.pixels(), 1);
         } else {
             Stage& s = stage(StageKind::real, index);

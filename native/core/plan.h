@@ -19,16 +19,6 @@ struct MapRef {
     int row_pixels = 0;
 };
 
-struct DepthwiseArgs {
-    const float* input;
-    const int32_t* job_offset;
-    const int32_t* tap_offset;
-    int taps;
-    const float* weights;  // [taps][channels]
-    int channels;
-    float* output;         // [jobs][channels]
-};
-
 // Map to map, and bits to bits with each group at the start of a word.
 struct CopyArgs {
     MapRef from, to;

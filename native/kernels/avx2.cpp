@@ -92,6 +92,7 @@ struct V {
 }  // namespace
 
 #include "common_inl.h"
+#include "depthwise_inl.h"
 #include "int8_conv_inl.h"
 
 namespace {
@@ -294,6 +295,6 @@ bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 
 extern const Kernels kKernels;
 const Kernels kKernels = {"avx2",      supported, BinaryWeights::nibbles, binary_conv, real_conv, pool,
-                          elementwise, int8_conv_widened, int8_conv_pooled_widened};
+                          elementwise, int8_conv_widened, int8_conv_pooled_widened, depthwise};
 
 }  // namespace leanconv::avx2

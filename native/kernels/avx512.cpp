@@ -181,10 +181,10 @@ bool supported_vnni() { return supported() && __builtin_cpu_supports("avx512vnni
 
 extern const Kernels kKernels;
 const Kernels kKernels = {"avx512", supported, BinaryWeights::words, binary_conv_blocks<CarrySaveTile, 2, 2>, real_conv, pool,
-                          elementwise, int8_conv_widened, int8_conv_pooled_widened};
+                          elementwise, int8_conv_widened, int8_conv_pooled_widened, depthwise};
 
 extern const Kernels kVnniKernels;
 const Kernels kVnniKernels = {"avx512vnni", supported_vnni, BinaryWeights::words, binary_conv_blocks<CarrySaveTile, 2, 2>,
-                              real_conv, pool, elementwise, int8_conv_blocks<VnniTile>, int8_conv_pooled_blocks<VnniTile>};
+                              real_conv, pool, elementwise, int8_conv_blocks<VnniTile>, int8_conv_pooled_blocks<VnniTile>, depthwise};
 
 }  // namespace leanconv::avx512

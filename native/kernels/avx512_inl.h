@@ -83,6 +83,7 @@ struct V {
 }  // namespace
 
 #include "common_inl.h"
+#include "depthwise_inl.h"
 
 namespace {
 

@@ -79,6 +79,6 @@ constexpr auto int8_conv_pooled = kVnni ? int8_conv_pooled_blocks<VnniTile> : in
 
 extern const Kernels kKernels;
 const Kernels kKernels = {"avx512vpopcntdq", supported, BinaryWeights::words, binary_conv_blocks<PopcountTile, 8, 4>,
-                          real_conv, pool, elementwise, int8_conv, int8_conv_pooled};
+                          real_conv, pool, elementwise, int8_conv, int8_conv_pooled, depthwise};
 
 }  // namespace leanconv::avx512vpopcntdq

@@ -103,6 +103,16 @@ struct RealConvArgs {
     const Epilogue* epilogue;
 };
 
+struct DepthwiseArgs {
+    const float* input;            // zero-framed (or unpadded) map
+    const int32_t* job_offset;     // float offset of job j's first tap; job j computes output pixel j
+    const int32_t* tap_offset;     // [taps] from there
+    int taps;
+    const float* weights;          // [taps][channels]
+    int channels;
+    const Epilogue* epilogue;
+};
+
 enum class PoolKind : uint8_t { max, avg };
 
 struct PoolArgs {
@@ -134,6 +144,7 @@ struct Kernels {
     void (*elementwise)(const ElementwiseArgs&, int begin, int end);  // pixels, all channels
     void (*int8_conv)(const Int8ConvArgs&, int begin, int end, int block);
     void (*int8_conv_pooled)(const Int8PoolArgs&, int begin, int end, int block);  // rows of the pooled map
+    void (*depthwise)(const DepthwiseArgs&, int begin, int end);      // output pixels, all channels
 };
 
 // Built instruction sets, best first; the portable one is always last.

@@ -97,6 +97,7 @@ struct V {
 
 #define LEANCONV_PORTABLE 1
 #include "common_inl.h"
+#include "depthwise_inl.h"
 #include "int8_conv_inl.h"
 
 namespace {
@@ -172,6 +173,6 @@ bool supported() { return true; }
 
 extern const Kernels kKernels;
 const Kernels kKernels = {"portable", supported, BinaryWeights::words, binary_conv, real_conv, pool,
-                          elementwise, int8_conv_blocks<Int8Tile>, int8_conv_pooled_blocks<Int8Tile>};
+                          elementwise, int8_conv_blocks<Int8Tile>, int8_conv_pooled_blocks<Int8Tile>, depthwise};
 
 }  // namespace leanconv::portable
