@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <type_traits>
 
 #include "core/error.h"
 
@@ -149,6 +150,7 @@ Context::Context(std::shared_ptr<const Plan> plan, const Kernels& kernels)
         bind(s.adaptive.output);
         if (!s.epilogues.empty()) s.pool.epilogue = s.elementwise.epilogue = s.depthwise.epilogue = &s.epilogues.back();
         bind(s.band.band);
+        bind(s.pooled_input.scratch);
         bind(s.pool.input);
         bind(s.pool.bf16);
         bind(s.elementwise.input);
@@ -265,6 +267,30 @@ void Context::pooled_sums(const Stage& s, const Unit& u, int slot) const {
     kernels_.int8_conv_pooled(a, u.begin, u.end, u.block);
 }
 
+// Pixels [begin, end) of the convolution: a few pixels of the pooled map, then all channels of these.
+void Context::pooled_input(const Stage& s, int begin, int end, int slot) const {
+    const PooledInputArgs& p = s.pooled_input;
+    char* const scratch = p.scratch + slot * p.slot_bytes;
+    PoolArgs pool = s.pool;
+    std::array<Step, 8> steps;
+    std::copy(s.steps[1].begin(), s.steps[1].end(), steps.begin());
+    const Epilogue epilogue = {steps.data(), s.epilogues[1].count, s.epilogues[1].channels};
+    pool.epilogue = &epilogue;
+    Step& output = steps[static_cast<size_t>(p.output)];
+    const auto convolve = [&](auto kernel, auto conv, auto& pooled) {
+        using Number = std::remove_reference_t<decltype(*pooled)>;
+        for (int first = begin; first < end; first += p.pixels) {
+            const int last = std::min(end, first + p.pixels);
+            // the scratch stands for the whole map: pixel `first` lies at its start
+            pooled = reinterpret_cast<Number*>(reinterpret_cast<uintptr_t>(scratch) - static_cast<uintptr_t>(first * p.pixel_bytes));
+            conv.input = pooled;
+            kernels_.pool(pool, first, last);
+            for (int block = 0; block < block_count(conv.out_channels); ++block) kernel(conv, first, last, block);
+        }
+    };
+    s.int8.empty() ? convolve(kernels_.real_conv, s.real[0], output.real) : convolve(kernels_.int8_conv, s.int8[0], output.bytes);
+}
+
 void Context::unit(const Stage& s, const Unit& u, int slot) const {
     switch (s.kind) {
         case StageKind::binary: kernels_.binary_conv(s.binary[static_cast<size_t>(u.part)], u.begin, u.end, u.block); break;
@@ -272,6 +298,7 @@ void Context::unit(const Stage& s, const Unit& u, int slot) const {
         case StageKind::int8: kernels_.int8_conv(s.int8[0], u.begin, u.end, u.block); break;
         case StageKind::pooled: pooled(s, u.begin, u.end, slot); break;
         case StageKind::pooled_sums: pooled_sums(s, u, slot); break;
+        case StageKind::pooled_input: pooled_input(s, u.begin, u.end, slot); break;
         case StageKind::depthwise: kernels_.depthwise(s.depthwise, u.begin, u.end); break;
         case StageKind::pool: kernels_.pool(s.pool, u.begin, u.end); break;
         case StageKind::elementwise: kernels_.elementwise(s.elementwise, u.begin, u.end); break;

@@ -33,6 +33,7 @@ private:
     void unit(const Stage& stage, const Unit& u, int slot) const;
     void pooled(const Stage& stage, int begin, int end, int slot) const;
     void pooled_sums(const Stage& stage, const Unit& u, int slot) const;
+    void pooled_input(const Stage& stage, int begin, int end, int slot) const;
 
     std::shared_ptr<const Plan> plan_;
     const Kernels& kernels_;

@@ -17,6 +17,11 @@ namespace leanconv {
 constexpr int64_t kBandBytes = 256 << 10;
 constexpr size_t kBandSteps = 8;
 
+// A 1x1 convolution pools this much of its input at a time: the second cache holds it next to the weights, all of which are
+// read for each piece. Weights that do not fit there are better read once than by every thread.
+constexpr int64_t kPooledInputBytes = 64 << 10, kPooledInputWeights = 640 << 10;
+constexpr int64_t kWholeTiles = 24;  // pixels that the tiles of every kernel divide
+
 // One axis of a phase of a convolution: for every output along it, where its first tap lies and which taps are inside.
 struct Axis {
     std::vector<int> output;                      // index along the output map
@@ -70,7 +75,7 @@ struct Place {
     Frame frame;               // bits
     int framed_for = -1;       // an input that is converted straight into the frame of this (its only) reader
     bool joined = false;       // a part of a concatenation
-    bool banded = false;       // only a few rows of it exist at a time (see BandArgs)
+    bool banded = false;       // only a part of it exists at a time (see BandArgs, PooledInputArgs)
 };
 // The first half of making a plan; the stages are built on top of it (plan.cpp).
 class Layout {
@@ -90,6 +95,7 @@ protected:
         frames();
         join_concatenations();
         bands();
+        pooled_inputs();
         allocate_bytes();
         allocate_real();
         allocate_bits();
@@ -288,6 +294,59 @@ protected:
         }
     }
 
+    // A pooling and the 1x1 convolution right behind it, if nobody else reads the map between them.
+    bool feeds_next(int index) const {
+        if (index < 0 || index + 1 >= static_cast<int>(program_.ops.size())) return false;
+        const Op& pool = op_at(index);
+        const Op& conv = op_at(index + 1);
+        if ((pool.kind != OpKind::max_pool && pool.kind != OpKind::avg_pool) || pool.steps.size() > kBandSteps) return false;
+        if ((conv.kind != OpKind::conv && conv.kind != OpKind::int8_conv) || conv.groups != 1 || idle(conv)) return false;
+        const bool plain = conv.kernel[0] == 1 && conv.kernel[1] == 1 && conv.stride[0] == 1 && conv.stride[1] == 1 &&
+                           std::all_of(conv.padding, conv.padding + 4, [](int p) { return p == 0; });
+        const bool from_pool = std::any_of(pool.steps.begin(), pool.steps.end(),
+                                           [&](const StepSpec& s) { return writes(s.kind) && s.value == conv.inputs[0]; });
+        return plain && from_pool && places_[static_cast<size_t>(conv.inputs[0])].readers == 1;
+    }
+
+    int64_t pixel_bytes(int v) const { return value(v).channels * (value(v).bytes ? 1 : value(v).real_bytes()); }
+
+    // How many pixels a 1x1 convolution pools at a time, and the bytes of them that a thread needs.
+    int pooled_pixels(int v) const {
+        const int64_t most = std::max<int64_t>(1, kPooledInputBytes / pixel_bytes(v) / kWholeTiles) * kWholeTiles;
+        return static_cast<int>(std::min(most, size_of(v).pixels()));
+    }
+    int64_t pooled_input_bytes(int v) const {
+        constexpr int64_t kBehind = 3;  // bytes that a kernel may read behind the last pixel
+        return (pooled_pixels(v) * pixel_bytes(v) + kBehind + 63) / 64 * 64;
+    }
+
+    // Whether the operator at `index` is a convolution that pools its input itself.
+    bool pools_input(int index) const { return feeds_next(index - 1) && places_[static_cast<size_t>(op_at(index).inputs[0])].banded; }
+
+    void pooled_inputs() {
+        for (int i = 0; i < static_cast<int>(program_.ops.size()); ++i) {
+            if (!feeds_next(i)) continue;
+            const Op& pool = op_at(i);
+            const Op& conv = op_at(i + 1);
+            const int v = conv.inputs[0];
+            const int64_t weights = int64_t{conv.channels} * pixel_bytes(v);
+            const auto banded = [&](const StepSpec& s) { return s.value >= 0 && place(s.value).banded; };
+            // one that takes part in bands, or has one pixel: a dense layer, bound by its weights
+            if (place(pool.inputs[0]).banded || std::any_of(conv.steps.begin(), conv.steps.end(), banded)) continue;
+            if (place(v).buffer >= 0 || size_of(v).pixels() == 1 || weights > kPooledInputWeights) continue;
+            Place& p = place(v);
+            p.banded = true;
+            p.pixel_stride = conv.in_channels;
+            p.row_pixels = size_of(v).width;
+            p.offset = 0;
+            p.buffer = memory_.buffer(pooled_input_bytes(v) * std::max(1, threads_), i, i + 1);
+            // what the pooling reads and writes lives until the convolution is done
+            outlive(scaled_by_previous(i) ? op_at(i - 1).inputs[0] : pool.inputs[0], i + 1);
+            for (const StepSpec& s : pool.steps)
+                if (s.value >= 0) outlive(s.value, i + 1);
+        }
+    }
+
     // What a thread needs to pool in bands: a few rows, or the maxima of one pooled row.
     int64_t slot_bytes(int index) const {
         const Op& pool = op_at(index);
@@ -328,8 +387,11 @@ protected:
             return false;
         };
         const bool is_input = op.kind == OpKind::elementwise;
+        const auto pooled_here = [&](int v) {  // while other pixels are written
+            return pools_input(index) && (v == op_at(index - 1).inputs[0] || (scaled_by_previous(index - 1) && v == op_at(index - 2).inputs[0]));
+        };
         for (const StepSpec& s : op.steps) {
-            if ((s.kind != StepKind::add && s.kind != StepKind::mul) || !fits(s.value) || read_later(s.value)) continue;
+            if ((s.kind != StepKind::add && s.kind != StepKind::mul) || !fits(s.value) || read_later(s.value) || pooled_here(s.value)) continue;
             if (is_input || s.value != op.inputs[0]) return s.value;
         }
         if (is_input && fits(op.inputs[0]) && !read_later(op.inputs[0])) return op.inputs[0];
@@ -378,7 +440,7 @@ protected:
     void allocate_bytes() {
         constexpr int64_t kBehind = 3;  // bytes that a kernel may read behind the last pixel
         for (int v = 0; v < static_cast<int>(places_.size()); ++v) {
-            if (!value(v).bytes) continue;
+            if (!value(v).bytes || place(v).banded) continue;
             Place& p = place(v);
             const Frame& f = p.frame;
             const int64_t bytes = framed_elements(f, size_of(v), value(v).channels);
@@ -441,6 +503,7 @@ protected:
             if (stage.gated) relocate(a.weights);
         }
         relocate(stage.band.band);
+        relocate(stage.pooled_input.scratch);
         relocate(stage.pool.input);
         relocate(stage.pool.bf16);
         relocate(stage.elementwise.input);

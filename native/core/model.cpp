@@ -311,7 +311,8 @@ std::vector<OpProfile> Model::profile(const Call& call, int repeats) const {
     for (const Stage& stage : context->stages()) {
         const size_t i = static_cast<size_t>(stage.op);
         const bool pooled = stage.kind == StageKind::pooled || stage.kind == StageKind::pooled_sums;
-        names[i] = pooled ? ops[i].name + " + " + ops[i + 1].name : ops[i].name;
+        const size_t first = stage.kind == StageKind::pooled_input ? i - 1 : i, last = pooled ? i + 1 : i;
+        names[i] = first == last ? ops[i].name : ops[first].name + " + " + ops[last].name;
     }
     for (size_t i = 0; i < ops.size(); ++i)
         if (!names[i].empty())

@@ -99,8 +99,14 @@ private:
             case OpKind::conv:
             case OpKind::gated_conv:
             case OpKind::windowed_conv:
-            case OpKind::linear: emit_real(index); break;
-            case OpKind::int8_conv: emit_int8(index); break;
+            case OpKind::linear:
+                emit_real(index);
+                if (pools_input(index)) join_pooling(index);
+                break;
+            case OpKind::int8_conv:
+                emit_int8(index);
+                if (pools_input(index)) join_pooling(index);
+                break;
             case OpKind::adaptive_avg_pool: emit_adaptive(index); break;
             case OpKind::max_pool:
             case OpKind::avg_pool:
@@ -205,6 +211,24 @@ private:
         s.band.slot_bytes = slot_bytes(index);
         s.part_jobs = {out.height};
         s.cost += cost_of(0, 0, elements(op));
+    }
+
+    // The stage of a convolution and the one before it, which pools its input, become one.
+    void join_pooling(int index) {
+        const int v = op_at(index).inputs[0];
+        Stage conv = std::move(plan_->stages.back());
+        plan_->stages.pop_back();
+        Stage& s = plan_->stages.back();
+        conv.kind = StageKind::pooled_input;
+        conv.pool = s.pool;
+        conv.epilogues.push_back(s.epilogues[0]);
+        conv.steps.push_back(std::move(s.steps[0]));
+        const auto writes_it = [&](const Step& step) { return value(v).bytes ? step.bytes == address<uint8_t>(v) : step.real == address<float>(v); };
+        const auto output = std::find_if(conv.steps[1].begin(), conv.steps[1].end(), writes_it);
+        conv.pooled_input = {address<char>(v), pooled_input_bytes(v), static_cast<int>(output - conv.steps[1].begin()), pixel_bytes(v), pooled_pixels(v)};
+        conv.part_blocks = {1};
+        conv.cost += s.cost;
+        s = std::move(conv);
     }
 
     void emit_concat(int index) {
@@ -545,9 +569,9 @@ private:
                 s->binary.back().upcoming_bytes = std::min(bytes, kMost);
                 const Aligned<uint32_t>& first = packed.phases.front().weights.front();
                 weights = reinterpret_cast<const char*>(first.data()), bytes = static_cast<int64_t>(first.size()) * 4;
-            } else if (s->kind == StageKind::int8) {
+            } else if (!s->int8.empty() && (s->kind == StageKind::int8 || s->kind == StageKind::pooled_input)) {
                 weights = reinterpret_cast<const char*>(packed.int8.data()), bytes = static_cast<int64_t>(packed.int8.size());
-            } else if (s->kind == StageKind::real && !s->gated) {
+            } else if ((s->kind == StageKind::real && !s->gated) || s->kind == StageKind::pooled_input) {
                 weights = reinterpret_cast<const char*>(packed.real.front().data());
                 bytes = static_cast<int64_t>(packed.real.front().size()) * 4;
             }
@@ -561,6 +585,7 @@ private:
     void split(Stage& s) const {
         constexpr int64_t kManyJobs = 64, kTile = 4;
         if (threads_ < 2 || s.cost < grain_ns_) return;
+        if (s.kind == StageKind::pooled_input) return split_pixels(s);
         int64_t total = 0;
         for (size_t p = 0; p < s.part_jobs.size(); ++p) total += int64_t{s.part_jobs[p]} * s.part_blocks[p];
         // the rows that two bands share are computed twice, so bands get fewer, larger units
@@ -584,6 +609,18 @@ private:
             }
         }
         if (s.units.size() < 2) s.units.clear();
+    }
+
+    // Ranges of pixels with all of their channels, each of which reads all weights: whole tiles, several of them where there
+    // are enough for all threads.
+    void split_pixels(Stage& s) const {
+        constexpr int64_t kTile = 4;
+        const int64_t pixels = s.part_jobs[0];
+        const int64_t most = std::min<int64_t>(std::max<int64_t>(1, pixels / kTile), static_cast<int64_t>(s.cost / std::max(grain_ns_ / 4, 1.0)));
+        const int64_t pieces = std::min(most, std::max<int64_t>(threads_, std::min<int64_t>(threads_ * 4, pixels / kWholeTiles)));
+        if (pieces < 2) return;
+        const auto border = [&](int64_t piece) { return static_cast<int>(piece == pieces ? pixels : pixels * piece / pieces / kTile * kTile); };
+        for (int64_t piece = 0; piece < pieces; ++piece) s.units.push_back({0, 0, border(piece), border(piece + 1)});
     }
 
     const double grain_ns_;

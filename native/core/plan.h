@@ -65,6 +65,15 @@ struct BandArgs {
     int pool_rows;         // at a time
 };
 
+// A pooling whose map only a 1x1 convolution reads: some pixels of it at a time, so that the map never leaves the cache.
+struct PooledInputArgs {
+    char* scratch = nullptr;     // of slot 0; the pooling's `output` step writes here, floats or bytes
+    int64_t slot_bytes = 0;      // from one slot's scratch to the next one's
+    int output = 0;              // index of that step
+    int64_t pixel_bytes = 0;
+    int pixels = 0;              // at a time
+};
+
 // A framed map of bytes: all of its pixels start as the value's zero points.
 struct FillArgs {
     uint8_t* data;
@@ -76,19 +85,23 @@ struct Unit {
     int part, block, begin, end;
 };
 
-enum class StageKind : uint8_t { binary, real, int8, pooled, pooled_sums, depthwise, pool, elementwise, copy, regroup, flatten, gains, adaptive_pool };
+enum class StageKind : uint8_t {
+    binary, real, int8, pooled, pooled_sums, pooled_input, depthwise, pool,
+    elementwise, copy, regroup, flatten, gains, adaptive_pool
+};
 
 struct Stage {
     StageKind kind = StageKind::elementwise;
     int op = 0;
     std::vector<std::vector<Step>> steps;   // of each epilogue
-    std::vector<Epilogue> epilogues;        // one, or one a part; pooled: the convolution's and the pooling's
+    std::vector<Epilogue> epilogues;        // one, or one a part; pooled, pooled_input: the convolution's and the pooling's
     std::vector<BinaryConvArgs> binary;     // one a part
     std::vector<RealConvArgs> real;
     std::vector<Int8ConvArgs> int8;         // at most one
     Int8PoolArgs int8_pool{};               // pooled_sums: all but `conv` and the thread's scratch
     PoolArgs pool{};
     BandArgs band{};
+    PooledInputArgs pooled_input{};
     ElementwiseArgs elementwise{};
     DepthwiseArgs depthwise{};
     bool gated = false;                     // the weights of `real` or `depthwise` lie in the arena

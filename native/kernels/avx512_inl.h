@@ -49,17 +49,20 @@ struct V {
     static F select_ge0(F x, F yes, F no) {
         return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GE_OQ), no, yes);
     }
-    // Signs of up to 64 channels; masks are joined in mask registers and stored from there.
+    // Signs of up to 64 channels, stored from mask registers: joined there first, they would crowd the one port that compares.
     template <bool PARTIAL, int N>
     static void write_signs(uint32_t* words, const F (&x)[N], int valid) {
+        using Sixteen __attribute__((may_alias)) = __mmask16;
+        Sixteen* to = reinterpret_cast<Sixteen*>(words);
         const __m512 zero = _mm512_setzero_ps();
-        const auto mask = [&](int v) {
-            if (!PARTIAL) return static_cast<__mmask32>(_mm512_cmp_ps_mask(x[v], zero, _CMP_GE_OQ));
-            return static_cast<__mmask32>(_mm512_mask_cmp_ps_mask(first(std::clamp(valid - v * kLanes, 0, kLanes)), x[v], zero, _CMP_GE_OQ));
-        };
-        const auto pair = [&](int v) { return v + 1 < N ? _mm512_kunpackw(mask(v + 1 < N ? v + 1 : v), mask(v)) : mask(v); };
-        _store_mask32(reinterpret_cast<__mmask32*>(words), pair(0));
-        if (N > 2 && (!PARTIAL || valid > 32)) _store_mask32(reinterpret_cast<__mmask32*>(words + 1), pair(N > 2 ? 2 : 0));
+        for (int v = 0; v < (N + 1) / 2 * 2; ++v) {
+            if (PARTIAL && v >= 2 && valid <= 32) return;
+            if (v == N)
+                to[v] = 0;
+            else
+                to[v] = PARTIAL ? _mm512_mask_cmp_ps_mask(first(std::clamp(valid - v * kLanes, 0, kLanes)), x[v], zero, _CMP_GE_OQ)
+                                : _mm512_cmp_ps_mask(x[v], zero, _CMP_GE_OQ);
+        }
     }
     static uint32_t ge0(F a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_GE_OQ); }
     using I = __m512i;
@@ -77,6 +80,15 @@ struct V {
             _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(whole));
         else
             _mm512_mask_cvtepi32_storeu_epi8(p, first(n), whole);
+    }
+    // 64 of them, where what lies outside a byte is meant to be cut; beyond the integers only upwards does it need help.
+    static void store_block_bytes(uint8_t* p, const F (&x)[4], F most, int zero) {
+        const auto whole = [&](int v) { return _mm512_cvtps_epi32(_mm512_min_ps(most, x[v])); };
+        const __m512i offset = _mm512_set1_epi16(static_cast<short>(zero));
+        const __m512i low = _mm512_adds_epi16(_mm512_packs_epi32(whole(0), whole(1)), offset);
+        const __m512i high = _mm512_adds_epi16(_mm512_packs_epi32(whole(2), whole(3)), offset);
+        const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+        _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high)));
     }
 };
 

@@ -56,7 +56,9 @@ inline void write_bits(uint32_t* words, uint64_t bits, int valid) {
 // Which stages an epilogue has. Code that knows them needs no branches and no pointers that may be empty, which layers with
 // a short reduction feel most. kUnknownForm asks for every stage as it comes; kHalves: the maps are Bf16;
 // kCounts: what comes in is to be multiplied by -2 first (the affine does so at no cost); kPartial: not all channels exist.
-enum Form : unsigned { kUnknownForm = 0, kAffine = 1, kAdd = 2, kStore = 4, kSign = 8, kHalves = 16, kCounts = 32, kPartial = 64 };
+enum Form : unsigned {
+    kUnknownForm = 0, kAffine = 1, kAdd = 2, kStore = 4, kSign = 8, kHalves = 16, kCounts = 32, kQuantize = 64, kPartial = 128
+};
 
 // The common form of an epilogue, in this order: affine, mul, up to two adds, affine, clip or prelu, then a store and signs.
 // It runs in registers; anything else goes step by step through a row of 64 floats.
@@ -103,13 +105,13 @@ struct FusedEpilogue {
         }
     }
 
-    // The form, where it is made of the four stages of `Form` alone, each complete: scale and bias, a sign of x itself.
+    // The form, where it is made of the stages of `Form` alone, each complete: scale and bias, a sign of x itself.
     Form form() const {
-        const bool simple = valid && !mul && !add[1] && !after && !clip && !prelu && !quantize && signs <= 1 &&
+        const bool simple = valid && !mul && !add[1] && !after && !clip && !prelu && signs <= 1 &&
                             !(affine && !(affine->scale && affine->bias)) && !(signs && (sign[0]->scale || sign[0]->bias));
         const bool halves = (add[0] ? add[0]->bf16 : store ? store->bf16 : nullptr) != nullptr;  // the maps are Bf16
         if (!simple || (store && halves != (store->bf16 != nullptr))) return kUnknownForm;
-        return static_cast<Form>((affine ? kAffine : 0u) | (add[0] ? kAdd : 0u) | (store ? kStore : 0u) | (signs ? kSign : 0u) | (halves ? kHalves : 0u));
+        return static_cast<Form>((affine ? kAffine : 0u) | (add[0] ? kAdd : 0u) | (store ? kStore : 0u) | (signs ? kSign : 0u) | (quantize ? kQuantize : 0u) | (halves ? kHalves : 0u));
     }
 
 private:
@@ -190,6 +192,19 @@ private:
         store(map);
     }
 
+    // Bytes of a whole block, where the instruction set has a quicker way; returns whether it has.
+    template <class Vector, int N>
+    static KERNEL_INLINE bool quantize_whole_block(const Step& s, int32_t p, int c, const typename Vector::F (&x)[N]) {
+        constexpr bool kHas = requires { Vector::store_block_bytes(s.bytes, x, x[0], 0); };
+        if constexpr (kHas) {
+            const typename Vector::F factor = Vector::set1(s.factor);
+            typename Vector::F y[N];
+            unrolled<N>([&](auto v) KERNEL_LAMBDA { y[v] = Vector::mul(x[v], factor); });
+            Vector::store_block_bytes(s.bytes + s.bit_offset[p] + c, y, Vector::set1(s.max), static_cast<int>(-s.min));
+        }
+        return kHas;
+    }
+
     // n channels from c on.
     static KERNEL_INLINE void quantize(const Step& s, int32_t p, int c, V::F x, int n) {
         x = V::min(V::set1(s.max), V::max_or(V::mul(x, V::set1(s.factor)), V::set1(s.min)));
@@ -246,8 +261,10 @@ private:
         };
         if (has<FORM>(kStore, fused.store))
             halves(*fused.store) ? store_halves<V>(fused.store->bf16, store_map) : store_map(fused.store->real);
-        if (has<FORM>(kNever, fused.quantize))
+        if (has<FORM>(kQuantize, fused.quantize))
             unrolled<P>([&](auto i) KERNEL_LAMBDA {
+                if constexpr (!PARTIAL)
+                    if (quantize_whole_block<V>(*fused.quantize, pixel[i], c0, x[i])) return;
                 unrolled<N>([&](auto v) KERNEL_LAMBDA {
                     const int n = PARTIAL ? std::clamp(count - v * V::kLanes, 0, V::kLanes) : V::kLanes;
                     quantize(*fused.quantize, pixel[i], c0 + v * V::kLanes, x[i][v], n);
@@ -433,52 +450,91 @@ struct InnerWindows {
         : taps(int64_t{a.kernel[0]} * a.kernel[1]), row_end(a.height - (a.kernel[0] - 1) * a.dilation[0]),
           column_end(a.width - (a.kernel[1] - 1) * a.dilation[1]), share(taps & (taps - 1) ? 0 : 1.0f / static_cast<float>(taps)) {
         if (taps > kTaps) row_end = 0;
-        for (int t = 0; t < (row_end > 0 ? taps : 0); ++t)
-            offset[t] = (int64_t{t / a.kernel[1] * a.dilation[0]} * a.width + t % a.kernel[1] * a.dilation[1]) * a.pixel_stride;
+        if (row_end <= 0) return;
+        int64_t* to = offset;
+        for (int ky = 0; ky < a.kernel[0]; ++ky)
+            for (int kx = 0; kx < a.kernel[1]; ++kx) *to++ = (int64_t{ky} * a.dilation[0] * a.width + kx * a.dilation[1]) * a.pixel_stride;
     }
     bool contain(int y0, int x0) const { return y0 >= 0 && x0 >= 0 && y0 < row_end && x0 < column_end; }
+    // Of windows `stride` apart along a row, the first of which is contained: how many are.
+    int count_from(int x0, int stride) const { return (column_end - 1 - x0) / stride + 1; }
 };
 
-// One of them, a whole block of channels from c on.
-template <bool MAX, bool SCALED, class T, int N>
-KERNEL_INLINE void pool_inner(const PoolArgs& a, const InnerWindows& inner, const T* first, int c, V::F (&sum)[N]) {
+// P of them, `step` numbers apart: a whole block of channels from c on.
+template <bool MAX, bool SCALED, class T, int P, int N>
+KERNEL_INLINE void pool_inner(const PoolArgs& a, const InnerWindows& inner, const T* first, int64_t step, int c, V::F (&sum)[P][N]) {
     V::F scale[N], bias[N];
     unrolled<N>([&](auto v) KERNEL_LAMBDA {
-        sum[v] = V::set1(MAX ? -std::numeric_limits<float>::infinity() : 0.0f);
+        unrolled<P>([&](auto i) KERNEL_LAMBDA { sum[i][v] = V::set1(MAX ? -std::numeric_limits<float>::infinity() : 0.0f); });
         if constexpr (SCALED) scale[v] = V::load(a.scale + c + v * V::kLanes), bias[v] = V::load(a.bias + c + v * V::kLanes);
     });
-    for (int t = 0; t < inner.taps; ++t) {
-        const T* at = first + inner.offset[t] + c;
-        unrolled<N>([&](auto v) KERNEL_LAMBDA {
-            V::F x = V::load(at + v * V::kLanes);
-            if constexpr (SCALED) x = V::fma(x, scale[v], bias[v]);
-            sum[v] = MAX ? V::max(sum[v], x) : V::add(sum[v], x);
+    const auto take = [&](int64_t offset) KERNEL_LAMBDA {
+        const T* at = first + offset + c;
+        unrolled<P>([&](auto i) KERNEL_LAMBDA {
+            unrolled<N>([&](auto v) KERNEL_LAMBDA {
+                V::F x = V::load(at + i * step + v * V::kLanes);
+                if constexpr (SCALED) x = V::fma(x, scale[v], bias[v]);
+                sum[i][v] = MAX ? V::max(sum[i][v], x) : V::add(sum[i][v], x);
+            });
         });
-    }
+    };
+    for (int t = 0; t < inner.taps; ++t) take(inner.offset[t]);
     if constexpr (MAX) return;
+    const auto divide = [&](auto quotient) KERNEL_LAMBDA {
+        unrolled<P>([&](auto i) KERNEL_LAMBDA { unrolled<N>([&](auto v) KERNEL_LAMBDA { sum[i][v] = quotient(sum[i][v]); }); });
+    };
     const V::F share = V::set1(inner.share), taps = V::set1(static_cast<float>(inner.taps));
-    unrolled<N>([&](auto v) KERNEL_LAMBDA { sum[v] = inner.share != 0 ? V::mul(sum[v], share) : V::div(sum[v], taps); });
+    if (inner.share != 0)
+        divide([&](V::F x) KERNEL_LAMBDA { return V::mul(x, share); });
+    else
+        divide([&](V::F x) KERNEL_LAMBDA { return V::div(x, taps); });
+}
+
+// `count` of them, neighbours in a row from pixel p on: the whole blocks of channels.
+template <bool MAX, bool SCALED, Form FORM, int P, class T>
+KERNEL_INLINE void pool_inner_row(const PoolArgs& a, const InnerWindows& inner, const EpilogueRunner& run, const T* first, int p, int count) {
+    const int64_t step = int64_t{a.stride[1]} * a.pixel_stride;
+    for (; count >= P; count -= P, first += P * step, p += P) {
+        int32_t pixel[P];
+        unrolled<P>([&](auto i) KERNEL_LAMBDA { pixel[i] = p + i; });
+        for (int c = 0; c + kBlock <= a.channels; c += kBlock) {
+            V::F x[P][kBlock / V::kLanes];
+            pool_inner<MAX, SCALED>(a, inner, first, step, c, x);
+            run.tile<FORM>(pixel, c, x);
+        }
+    }
+    if constexpr (P > 1) pool_inner_row<MAX, SCALED, FORM, 1>(a, inner, run, first, p, count);
 }
 
 template <bool MAX, bool SCALED, class T>
 void pool_pixels(const PoolArgs& a, const T* map, int begin, int end) {
     constexpr int kGroup = 32 / V::kLanes;  // vectors at a time
+    constexpr int kPixels = V::kLanes == 16 ? 2 : 1;  // of inner windows at a time: what the registers hold
     const EpilogueRunner run(*a.epilogue);
     alignas(64) float sums[kBlock];
     const InnerWindows inner(a);
+    const int blocks_end = a.channels / kBlock * kBlock;
+    // an average in bytes, what the shortcut of a residual network in int8 reads, has code of its own
+    [[maybe_unused]] const bool bytes = run.fused.form() == kQuantize;
     int row = begin / a.out_width, column = begin % a.out_width;
-    for (int p = begin; p < end; ++p, ++column) {
+    for (int p = begin, inner_end = begin; p < end; ++p, ++column) {
         if (column == a.out_width) column = 0, ++row;
         const int y0 = row * a.stride[0] - a.padding[0], x0 = column * a.stride[1] - a.padding[1];
-        int c0 = 0;
-        if (inner.contain(y0, x0)) {
-            const T* first = map + (int64_t{y0} * a.width + x0) * a.pixel_stride;
-            for (; c0 + kBlock <= a.channels; c0 += kBlock) {
-                V::F x[1][kBlock / V::kLanes];
-                pool_inner<MAX, SCALED>(a, inner, first, c0, x[0]);
-                run.tile(&p, c0, x);
-            }
-            if (c0 == a.channels) continue;
+        if (p >= inner_end && inner.contain(y0, x0)) {
+            const int count = std::min({end - p, a.out_width - column, inner.count_from(x0, a.stride[1])});
+            const auto pool_row = [&](auto form) KERNEL_LAMBDA {
+                pool_inner_row<MAX, SCALED, form, kPixels>(a, inner, run, map + (int64_t{y0} * a.width + x0) * a.pixel_stride, p, count);
+            };
+            if constexpr (!MAX && !SCALED)
+                bytes ? pool_row(std::integral_constant<Form, kQuantize>{}) : pool_row(std::integral_constant<Form, kUnknownForm>{});
+            else
+                pool_row(std::integral_constant<Form, kUnknownForm>{});
+            inner_end = p + count;
+        }
+        int c0 = p < inner_end ? blocks_end : 0;
+        if (c0 == a.channels) {  // nothing is left of all of these
+            column += inner_end - 1 - p, p = inner_end - 1;
+            continue;
         }
         const Window window(a, y0, x0);
         for (; c0 < a.channels; c0 += kBlock) {

@@ -14,7 +14,8 @@ inline int32_t four_bytes(const uint8_t* p) {
     return word;
 }
 
-// Sums to the epilogue of the convolution.
+// Sums to the epilogue of the convolution, in its FORM.
+template <Form FORM>
 struct SumsToPixels {
     static constexpr int kPixels = V::kLanes < 16 ? 1 : 2;  // at a time, where sums come from memory
     const EpilogueRunner& run;
@@ -28,7 +29,7 @@ struct SumsToPixels {
             pixel[i] = job + i;
             unrolled<N>([&](auto v) KERNEL_LAMBDA { x[i][v] = V::to_float(sums[i][v]); });
         });
-        run.tile(pixel, block * kBlock, x);
+        run.tile<FORM>(pixel, block * kBlock, x);
     }
 };
 
@@ -125,8 +126,16 @@ KERNEL_INLINE void pooled_rows(const Int8PoolArgs& a, int begin, int end, int bl
 template <template <int, int> class Tile>
 void int8_conv_blocks(const Int8ConvArgs& a, int begin, int end, int block) {
     const EpilogueRunner run(*a.epilogue);
-    SumsToPixels pixels{run, block};
-    with_vectors(a, block, [&](auto vectors) { int8_tiles<Tile, vectors, Tile<1, vectors>::kPixels>(a, begin, end, block, pixels); });
+    with_vectors(a, block, [&](auto vectors) {
+        const auto convolve = [&](auto form) {
+            SumsToPixels<form> pixels{run, block};
+            int8_tiles<Tile, vectors, Tile<1, vectors>::kPixels>(a, begin, end, block, pixels);
+        };
+        constexpr auto kShortcut = static_cast<Form>(kAffine | kAdd | kStore | kSign);  // of a residual network
+        if constexpr (vectors == 4)
+            if (a.out_channels >= (block + 1) * kBlock && run.fused.form() == kShortcut) return convolve(std::integral_constant<Form, kShortcut>{});
+        convolve(std::integral_constant<Form, kUnknownForm>{});
+    });
 }
 
 template <template <int, int> class Tile>

@@ -116,7 +116,7 @@ struct WideningTile {
 void int8_conv_widened(const Int8ConvArgs& a, int begin, int end, int block) {
     if (end - begin < 4) return int8_conv_blocks<WideningTile>(a, begin, end, block);
     const EpilogueRunner run(*a.epilogue);
-    SumsToPixels pixels{run, block};
+    SumsToPixels<kUnknownForm> pixels{run, block};
     with_vectors(a, block, [&](auto vectors) { widened_block<vectors>(a, begin, end, block, pixels); });
 }
 

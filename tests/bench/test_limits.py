@@ -86,3 +86,26 @@ def test_fused_operators_count_what_leaves_them_only():
     (found,) = add_limits([row], program, (64, 64), 1, "avx2", PEAKS)
     moved = 4 * (64 * 64 * 3 + 16 * 16 * 8 + 49 * 3 * 8)
     assert found["limit_ms"] == pytest.approx(moved / 20e6) and found["bound"] == "memory"
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_convolution_that_pools_its_input_counts_its_macs_and_the_map_that_it_pools(int8):
+    b = Builder(16, seed=0)
+    pooled = b.avg_pool(b.input, steps=[b.quantize(16)] if int8 else None)
+    conv = b.int8_conv if int8 else b.conv
+    b.output(conv(pooled, 64, (1, 1), padding=(0,) * 4))
+    program = b.program()
+    name = f"avg_pool0 + {program.ops[1].name}"
+    macs, moved = 32 * 32 * 16 * 64, 4 * 64 * 64 * 16 + 4 * 32 * 32 * 64 + 16 * 64 * (1 if int8 else 4)
+    arithmetic = macs / (200e6 if int8 else 50e6)
+    limit = max((arithmetic, "int8" if int8 else "fp32"), (moved / 20e6, "memory"))
+    assert limits(program, 64)[name][:2] == (pytest.approx(limit[0]), limit[1])
+
+
+def test_bytes_count_one_each_and_a_quantize_writes_them():
+    b = Builder(16, seed=0)
+    made = b.bytes(b.input)
+    b.output(b.int8_conv(made, 16, (1, 1), padding=(0,) * 4))
+    found = limits(b.program(), 64)
+    assert found["elementwise0"][:2] == (pytest.approx(64 * 64 * 16 * 5 / 20e6), "memory")
+    assert found["int8_conv1"][:2] == (pytest.approx((64 * 64 * 16 * 5 + 256) / 20e6), "memory")

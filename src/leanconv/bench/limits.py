@@ -3,9 +3,10 @@
     limit = max(binary MACs / peak of xor, popcount, addition + real MACs / peak of fp32 or int8, bytes / bandwidth)
 
 Peaks and bandwidths are those of :mod:`leanconv.engine.peaks`: arithmetic of the instruction set that runs, and reading
-from the level of memory that holds all that the operator touches for one picture. Bytes are maps (4 a real value, 1/8 a
-sign) and weights, each counted once; what fused operators hand to each other stays in the processor and counts 0. It is
-a lower bound: writing is not slower than reading, tiles are never padded, nothing is rearranged.
+from the level of memory that holds all that the operator touches for one picture. Bytes are maps (4 a real value, 2 in
+bf16, 1 where it is a byte, 1/8 a sign) and weights, each counted once; what fused operators hand to each other stays in
+the processor and counts 0. It is a lower bound: writing is not slower than reading, tiles are never padded, nothing is
+rearranged.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from leanconv.engine.peaks import Peaks
 from leanconv.engine.profile import OpTime
-from leanconv.program import Op, Program, infer_sizes
+from leanconv.program import WRITING_STEPS, Op, Program, infer_sizes
 
 JOIN = " + "  # between the names of operators that run as one
 
@@ -67,19 +68,20 @@ def _bytes(group: list[Op], kind: str, program: Program, sizes: list[tuple[int, 
 
     def of(value: int) -> float:
         height, width = sizes[value]
-        each = {"real": 4.0, "bf16": 2.0}.get(program.values[value].type, 1 / 8)
+        each = {"real": 4.0, "bf16": 2.0, "bytes": 1.0}.get(program.values[value].type, 1 / 8)
         return height * width * program.values[value].channels * each
 
     if (
         not group
     ):  # pictures are bytes where the file says how they are normalised, and become floats; outputs are copied
         values = [i.value for i in program.inputs] if kind == "input" else [o.value for o in program.outputs]
-        return sum(of(value) * (1.25 if kind == "input" and program.preprocessing else 2.0) for value in values)
+        widened = {v for v in values if kind == "input" and program.preprocessing and program.values[v].type == "real"}
+        return sum(of(value) * (1.25 if value in widened else 2.0) for value in values)
     read = {value for op in group for value in op.inputs}
     written = {op.output for op in group if op.output is not None}
     for step in (step for op in group for step in op.steps):
         if step.value is not None:
-            (written if step.kind in ("store", "sign") else read).add(step.value)
+            (written if step.kind in WRITING_STEPS else read).add(step.value)
     inside = read & written if len(group) > 1 else set()  # handed on; one operator may add to a map in place
     return sum(of(value) for value in read - inside) + sum(of(value) for value in written - inside)
 
