@@ -71,17 +71,16 @@ public:
     }
 
     void run(int units, int threads, void (*fn)(void*, int, int), void* argument) {
-        fn_ = fn;
-        argument_ = argument;
-        done_.store(0, std::memory_order_relaxed);
-        threads_.store(threads, std::memory_order_relaxed);
+        work_.fn = fn;
+        work_.argument = argument;
+        work_.threads.store(threads, std::memory_order_relaxed);
+        due_ += static_cast<uint32_t>(units);
         for (int64_t slot = 0; slot < threads; ++slot)  // each may be claimed from once it is written
             ranges_[slot].word.store(Range::of(units * slot / threads, units * (slot + 1) / threads, threads), std::memory_order_release);
-        round_.fetch_add(1, std::memory_order_seq_cst);
-        if (sleepers_.load(std::memory_order_seq_cst) > 0) round_.notify_all();
-        while (claim(0)) {
-        }
-        for (int spins = 0; done_.load(std::memory_order_acquire) < units;) {
+        work_.round.fetch_add(1, std::memory_order_seq_cst);
+        if (sleepers_.load(std::memory_order_seq_cst) > 0) work_.round.notify_all();
+        take_part(0);
+        for (int spins = 0; done_.load(std::memory_order_acquire) != due_;) {
             if (++spins < 4096)
                 pause();
             else
@@ -94,51 +93,62 @@ private:
         std::atomic<uint64_t> word{0};
     };
 
+    // What is to be done, in one cache line, so that a worker that waits for it gets all of it at once.
+    struct alignas(64) Work {
+        std::atomic<uint32_t> round{0};  // counts calls of run
+        std::atomic<int> threads{0};
+        void (*fn)(void*, int, int) = nullptr;
+        void* argument = nullptr;
+    };
+
     // A unit of the slot's own range, or else of another one's.
     bool claim(int slot) {
-        const int threads = threads_.load(std::memory_order_relaxed);
+        const int threads = work_.threads.load(std::memory_order_relaxed);
         for (int i = 0; i < threads; ++i) {
             std::atomic<uint64_t>& word = ranges_[(slot + i) % threads].word;
             Range r{word.load(std::memory_order_acquire)};
             while (r.open_to(slot)) {
                 if (!word.compare_exchange_weak(r.word, r.word + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
-                fn_(argument_, r.next(), slot);
-                done_.fetch_add(1, std::memory_order_release);
+                work_.fn(work_.argument, r.next(), slot);
                 return true;
             }
         }
         return false;
     }
 
+    // Everything that can be claimed. Units of two calls of run may follow one another here: `done_` only ever grows.
+    void take_part(int slot) {
+        uint32_t units = 0;
+        while (claim(slot)) ++units;
+        if (units > 0) done_.fetch_add(units, std::memory_order_release);
+    }
+
     void work(int slot) {
         using Clock = std::chrono::steady_clock;
         for (;;) {
-            const uint32_t round = round_.load(std::memory_order_seq_cst);
-            while (claim(slot)) {
-            }
+            const uint32_t round = work_.round.load(std::memory_order_seq_cst);
+            take_part(slot);
             const auto idle_since = Clock::now();
             bool more = false;
             while (!more && Clock::now() - idle_since < kSpin)
                 for (int i = 0; i < 32 && !more; ++i) {
                     pause();
-                    more = round_.load(std::memory_order_relaxed) != round;
+                    more = work_.round.load(std::memory_order_relaxed) != round;
                 }
             if (more) continue;
             sleepers_.fetch_add(1, std::memory_order_seq_cst);
-            round_.wait(round, std::memory_order_seq_cst);
+            work_.round.wait(round, std::memory_order_seq_cst);
             sleepers_.fetch_sub(1, std::memory_order_seq_cst);
         }
     }
 
     std::array<Claims, kMaxThreads> ranges_;
-    alignas(64) std::atomic<int> done_{0};
-    alignas(64) std::atomic<uint32_t> round_{0};  // counts calls of run
-    std::atomic<int> sleepers_{0};
-    std::atomic<int> threads_{0};
+    Work work_;
+    alignas(64) std::atomic<uint32_t> done_{0};  // units, of all calls
+    alignas(64) std::atomic<int> sleepers_{0};
     std::atomic<bool> taken_{false};
+    uint32_t due_ = 0;  // what `done_` will be; the holder's
     int workers_ = 0;
-    void (*fn_)(void*, int, int) = nullptr;
-    void* argument_ = nullptr;
 };
 
 namespace {
