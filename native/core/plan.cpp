@@ -10,7 +10,7 @@ namespace leanconv {
 namespace {
 
 // Rough costs of a one-thread AVX-512 run, only to decide what is worth sharing between threads.
-constexpr double kBinaryMacsPerNs = 200, kRealMacsPerNs = 25, kInt8MacsPerNs = 100, kElementsPerNs = 4;
+constexpr double kBinaryMacsPerNs = 200, kRealMacsPerNs = 25, kInt8MacsPerNs = 100, kElementsPerNs = 4, kWeightBytesPerNs = 40;
 
 double cost_of(double binary, double real, double elements) {
     return binary / kBinaryMacsPerNs + real / kRealMacsPerNs + elements / kElementsPerNs + 100;
@@ -404,7 +404,7 @@ private:
             add_part(s, out.pixels(), 1);
         } else {
             Stage& s = stage(StageKind::real, index);
-            s.cost = cost_of(0, macs, elements(op));
+            s.cost = std::max(cost_of(0, macs, elements(op)), static_cast<double>(packed.real[0].size()) * op.groups * 4 / kWeightBytesPerNs);
             s.gated = op.kind == OpKind::gated_conv;
             RealConvArgs a{};
             a.job_offset = table(std::move(offset));
@@ -441,7 +441,7 @@ private:
                 for (int g = 0; g < int8_run_groups(op); ++g)
                     groups.push_back((ky * op.dilation[0] * source.row_pixels + run * op.dilation[1]) * source.pixel_stride + 4 * g);
         Stage& s = stage(StageKind::int8, index);
-        s.cost = cost_of(0, macs * (kRealMacsPerNs / kInt8MacsPerNs), elements(op));
+        s.cost = std::max(cost_of(0, macs * (kRealMacsPerNs / kInt8MacsPerNs), elements(op)), static_cast<double>(packed.int8.size()) / kWeightBytesPerNs);
         add_epilogue(s, bound_steps(index), op.channels);
         Int8ConvArgs a{};
         a.input = encode<uint8_t>(source.buffer, 0);
