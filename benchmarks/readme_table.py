@@ -3,9 +3,10 @@
     python benchmarks/readme_table.py           rewrites the block between the two markers
     python benchmarks/readme_table.py --check   exits with 1 if the block is out of date
 
-results/demo.json      summary.json of `leanconv demo`
-results/bench_*.json   what `leanconv bench ... --json` wrote
-results/*.csv          one row a training run: study,model,arm,seed,top1_percent,...
+results/speed/*/network.json   what `benchmarks/network.py --json` wrote on each machine
+results/bench_*.json           what `leanconv bench ... --json` wrote on others
+results/demo.json              summary.json of `leanconv demo`
+results/*.csv                  one row a training run: study,model,arm,seed,top1_percent,...
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from leanconv.results import Summary, read, summarise
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- figures: begin (benchmarks/readme_table.py) -->", "<!-- figures: end -->"
-ORDER = ["torch", "onnxruntime", "openvino", "onnxruntime-int8", "openvino-int8"]
+LARQ = "Larq Compute Engine"
+ORDER = ["torch", "onnxruntime", "openvino", "onnxruntime-int8", "openvino-int8", LARQ]
 TITLES = {
     "torch": "PyTorch",
     "onnxruntime": "onnxruntime",
     "openvino": "OpenVINO",
     "onnxruntime-int8": "onnxruntime int8",
     "openvino-int8": "OpenVINO int8",
+    LARQ: f"{LARQ}, 1-bit",
 }
 
 
@@ -46,8 +49,10 @@ def latency(results: list[dict[str, Any]]) -> str:
     for r in results:
         by_machine[machine(r)].append(r)
     note = (
-        "Medians of interleaved repeats in one run, batch 1 unless said; leanconv runs the 1-bit network with "
-        "real-valued layers in fp32, the others its float twin."
+        "Medians of interleaved repeats in one run, batch 1 unless said, and how many times longer a rival took. "
+        f"leanconv and {LARQ} (its quicker kernel) run the 1-bit network, with the real-valued layers as the row says "
+        "(Larq's in fp32), the others its float twin. Each machine's limits, and where 1-bit loses: "
+        "[speed](docs/speed.md)."
     )
     return "\n\n".join([*(latency_on(name, rows) for name, rows in by_machine.items()), note])
 
@@ -62,9 +67,29 @@ def latency_on(machine_name: str, results: list[dict[str, Any]]) -> str:
         ]
         threads = "1 thread" if r["threads"] == 1 else f"{r['threads']} threads"
         batch = f", batch {r['batch']}" if r["batch"] != 1 else ""
-        title = f"{r['model']}, {r['size'][0]}x{r['size'][1]}, {threads}{batch}"
+        title = f"{r['model']}, {r['size'][0]}x{r['size'][1]}, real layers {r['real_layers']}, {threads}{batch}"
         rows.append([title, f"**{milliseconds(r['engine_ms'])}**", *cells])
     return table([machine_name, "leanconv", *(TITLES[name] for name in rivals)], rows)
+
+
+def networks(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """What `benchmarks/network.py` measured, as results of `leanconv bench`: int8 real layers first."""
+    found = []
+    for layers in ("int8", "fp32"):
+        for run in result["runs"]:
+            alone = [row for row in run["rows"] if row["batch"] == 1 and not row["note"].startswith("AVX2")]
+            mine = [row["ms"] for row in alone if row["real_layers"] == layers]
+            rivals: dict[str, float] = {}
+            for row in alone:
+                if row["engine"] in ORDER and row["network"] in (result["twin"], result["model"]):
+                    rivals[row["engine"]] = min(row["ms"], rivals.get(row["engine"], row["ms"]))
+            about = {"model": result["model"], "size": result["size"], "machine": result["machine"], "batch": 1}
+            about |= {"threads": run["threads"], "real_layers": layers, "rivals_ms": rivals}
+            for ms in mine:
+                found.append(
+                    about | {"engine_ms": ms, "ratios": {name: theirs / ms for name, theirs in rivals.items()}}
+                )
+    return found
 
 
 def machine(result: dict[str, Any]) -> str:
@@ -105,7 +130,10 @@ def accuracy(summaries: list[Summary]) -> str:
 def figures(results: Path) -> str:
     """Everything that results/ holds, as Markdown."""
     parts = []
-    benches = [json.loads(path.read_text()) for path in sorted(results.glob("bench_*.json"))]
+    benches = [
+        r for path in sorted(results.glob("speed/*/network.json")) for r in networks(json.loads(path.read_text()))
+    ]
+    benches += [json.loads(path.read_text()) for path in sorted(results.glob("bench_*.json"))]
     if benches:
         parts.append(latency(benches))
     if (results / "demo.json").exists():
