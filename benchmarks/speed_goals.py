@@ -124,6 +124,7 @@ GOALS = (
         lambda m: convs(m, "onnxruntime-int8", "avx2"),
         "without VPOPCNTDQ ones are counted by table look-ups and adders, at a third of the rate or less, while the "
         "rival keeps instructions that a processor with AVX2 alone would not have",
+        limit=lambda m: convs_at_peak(m, "onnxruntime-int8", "avx2"),
     ),
     Goal(
         "packed file against the fp32 checkpoint", 16.0, 22.0, "x", smaller,

@@ -101,11 +101,11 @@ def over(m: Measured, kind: str) -> float | None:
     return best["binary"] / best[kind] if best[kind] else None
 
 
-def share(m: Measured, worst: bool) -> float | None:
+def share(m: Measured, worst: bool, isa: str | None = None) -> float | None:
     """Of the measured peak, of all 16 convolutions or of the worst layer among them."""
     if m.layers is None:
         return None
-    isa = m.layers["isas"][0]
+    isa = isa or m.layers["isas"][0]
     rows = [row for row in m.layers["layers"] if row["count"]] if worst else [m.layers["total"]]
     return min(float(row["leanconv"][isa]["share"]) for row in rows)
 
@@ -118,9 +118,9 @@ def convs(m: Measured, rival: str, isa: str | None = None) -> float | None:
     return quotient(total["rivals"].get(rival), total["leanconv"].get(isa or m.layers["isas"][0]))
 
 
-def convs_at_peak(m: Measured, rival: str) -> float | None:
+def convs_at_peak(m: Measured, rival: str, isa: str | None = None) -> float | None:
     """The same if ours ran at the full peak."""
-    ratio, of_peak = convs(m, rival), share(m, False)
+    ratio, of_peak = convs(m, rival, isa), share(m, False, isa)
     return ratio / of_peak if ratio is not None and of_peak else None
 
 
