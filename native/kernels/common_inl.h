@@ -384,9 +384,10 @@ KERNEL_INLINE void finish_rows(const EpilogueRunner& run, const int32_t* pixel, 
     if constexpr (P > 1) finish_rows<N, 1>(run, pixel + j, block, rows + j, count - j);
 }
 
-// One row: channels [c0, c0 + channels), at most 64 of them; 1, 2, 4 ... vectors, since each number is code of its own.
+// One row: channels [c0, c0 + channels), at most 64 of them; 1, 2, 4 ... vectors, since each number is code of its own. Not
+// inlined: its many callers would double what there is to build.
 template <int N = kBlock / V::kLanes>
-KERNEL_INLINE void finish_row(const EpilogueRunner& run, int32_t pixel, int c0, int channels, const float* row) {
+KERNEL_NOINLINE void finish_row(const EpilogueRunner& run, int32_t pixel, int c0, int channels, const float* row) {
     if constexpr (N > 1)
         if (channels <= N / 2 * V::kLanes) return finish_row<N / 2>(run, pixel, c0, channels, row);
     V::F x[1][N];
