@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from leanconv.program import Program, Step
 from tests.engine.builder import Builder, check, pictures
 
 NONE = (0, 0, 0, 0)
-Make = Callable[[bool], Program]
 
 
 def shortcut(
@@ -83,9 +82,9 @@ def equal_to_apart(program: Program, apart: Program, x: np.ndarray) -> None:
 @pytest.mark.parametrize(("channels", "out"), [(5, 3), (64, 128), (70, 33)])
 def test_together_as_apart(kind, pool, channels, out):
     x = pictures(channels, 23, 37, batch=1)
-    make: Make = lambda apart: shortcut(kind, channels, out, apart=apart, pool=pool)  # noqa: E731
-    equal_to_apart(make(False), make(True), x)
-    check(make(False), x, exact=False, threads=(1, 3), isas=isa_names()[:1])
+    make = partial(shortcut, kind, channels, out, pool=pool)
+    equal_to_apart(make(apart=False), make(apart=True), x)
+    check(make(apart=False), x, exact=False, threads=(1, 3), isas=isa_names()[:1])
 
 
 @pytest.mark.parametrize("kind", ["real", "int8"])
@@ -93,21 +92,21 @@ def test_together_as_apart(kind, pool, channels, out):
 def test_chunks(kind, channels):
     """Few pixels of many channels and many of few, all of them larger than what is pooled at a time."""
     size = {3: (300, 301), 256: (41, 39), 700: (23, 21)}[channels]
-    make: Make = lambda apart: shortcut(kind, channels, 65, apart=apart, pool={})  # noqa: E731
-    equal_to_apart(make(False), make(True), pictures(channels, *size, batch=1))
+    make = partial(shortcut, kind, channels, 65, pool={})
+    equal_to_apart(make(apart=False), make(apart=True), pictures(channels, *size, batch=1))
 
 
 @pytest.mark.parametrize("kind", ["real", "bf16", "int8"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 def test_the_pooling_has_steps_of_its_own(kind, steps):
-    make: Make = lambda apart: shortcut(kind, 68, 20, apart=apart, pool={}, steps=steps)  # noqa: E731
-    equal_to_apart(make(False), make(True), pictures(68, 17, 22, batch=1))
+    make = partial(shortcut, kind, 68, 20, pool={}, steps=steps)
+    equal_to_apart(make(apart=False), make(apart=True), pictures(68, 17, 22, batch=1))
 
 
 @pytest.mark.parametrize("kind", ["real", "int8"])
 def test_a_map_is_added_in_place(kind):
-    make: Make = lambda apart: shortcut(kind, 64, 64, apart=apart, pool={}, residual=True)  # noqa: E731
-    equal_to_apart(make(False), make(True), pictures(64, 26, 27, batch=1))
+    make = partial(shortcut, kind, 64, 64, pool={}, residual=True)
+    equal_to_apart(make(apart=False), make(apart=True), pictures(64, 26, 27, batch=1))
 
 
 def test_the_sum_does_not_take_the_place_of_the_map_that_is_pooled():
